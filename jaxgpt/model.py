@@ -1,0 +1,194 @@
+"""GPT in Flax NNX, read from top to bottom for every recipe.
+
+Letters: B batch, T sequence, D width, H heads, K head width, F MLP width, V vocabulary rows, L layers.
+The blocks are one `Block` whose weights carry a leading L axis, so that Muon finds its matrices stacked. Weights have the
+names of torch_ref's; kernels are (in, out) as Flax has them.
+"""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from jaxgpt.attention import attend
+from jaxgpt.init import initializer
+from jaxgpt.recipes import DType, ModelConfig
+
+
+def rms_norm(x: Float[Array, "*batch D"], eps: float) -> Float[Array, "*batch D"]:
+    """x / sqrt(mean(x^2) + eps) over the last axis, without weight; computed in at least float32, in x's dtype again."""
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return (wide * lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + eps)).astype(x.dtype)
+
+
+def rotary_tables(config: ModelConfig, length: int, dtype: DType) -> tuple[jax.Array, jax.Array]:
+    """Cosines and sines (T, 1, 2, K/2) of t * 10000^(-2i/K) (arXiv 2104.09864), signed so that `rotate` needs no halves.
+
+    The angles are float64, then rounded once to the recipe's table dtype: what the two frameworks make of them can't
+    differ, as it does when each takes its own float32 power. `dtype` is the computation's; float64 keeps them exact
+    where the recipe has float32 tables.
+    """
+    frequencies = 10000.0 ** (-np.arange(0, config.head_width, 2) / config.head_width)
+    angles_TK = np.arange(length)[:, None] * frequencies
+    cos = np.stack([np.cos(angles_TK), np.cos(angles_TK)], axis=1)[:, None]
+    sin = np.stack([np.sin(angles_TK), -np.sin(angles_TK)], axis=1)[:, None]
+    table = dtype if dtype == "float64" and config.rotary_dtype == "float32" else config.rotary_dtype
+    return jnp.asarray(cos, table), jnp.asarray(sin, table)
+
+
+def rotate(x_BTHK: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """(x1 cos + x2 sin, x2 cos - x1 sin) for the halves x1, x2 of the last axis, in the wider dtype of x and tables.
+
+    Seen as (2, K/2), the other half is the axis reversed: one fused pass, where a concatenation would be a copy.
+    """
+    cos, sin = tables
+    halves = x_BTHK.reshape(*x_BTHK.shape[:-1], 2, -1)
+    return (halves * cos + jnp.flip(halves, axis=-2) * sin).reshape(x_BTHK.shape)
+
+
+class Attention(nnx.Module):
+    """Causal self-attention. Queries, keys and values are three products, also where a recipe's file has them fused."""
+
+    def __init__(self, config: ModelConfig, linear):
+        self.config = config
+        self.c_q = linear(config.width, config.width, "attn.c_q.weight")
+        self.c_k = linear(config.width, config.width, "attn.c_k.weight")
+        self.c_v = linear(config.width, config.width, "attn.c_v.weight")
+        self.c_proj = linear(config.width, config.width, "attn.c_proj.weight")
+
+    def __call__(self, x_BTD: jax.Array, tables: tuple[jax.Array, jax.Array], implementation: str) -> jax.Array:
+        heads = (*x_BTD.shape[:2], self.config.heads, self.config.head_width)
+        q, k, v = (c(x_BTD).reshape(heads) for c in (self.c_q, self.c_k, self.c_v))
+        dtype = v.dtype
+        q, k = rotate(q, tables), rotate(k, tables)
+        if self.config.qk_norm == "after_rotary":
+            q, k = rms_norm(q, self.config.qk_norm_eps), rms_norm(k, self.config.qk_norm_eps)
+        y_BTHK = attend(q.astype(dtype), k.astype(dtype), v, implementation)
+        return self.c_proj(y_BTHK.reshape(x_BTD.shape))
+
+
+class MLP(nnx.Module):
+    """Two products with the activation between them."""
+
+    def __init__(self, config: ModelConfig, linear):
+        self.config = config
+        self.c_fc = linear(config.width, config.mlp_width, "mlp.c_fc.weight")
+        self.c_proj = linear(config.mlp_width, config.width, "mlp.c_proj.weight")
+
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        activation = {"gelu": gelu, "relu_squared": relu_squared}[self.config.activation]
+        return self.c_proj(activation(self.c_fc(x_BTD)))
+
+
+@jax.checkpoint
+def gelu(x: jax.Array) -> jax.Array:
+    """x * Phi(x), through erf, in at least float32. Only x is kept for the backward pass."""
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return jax.nn.gelu(wide, approximate=False).astype(x.dtype)
+
+
+def relu_squared(x: jax.Array) -> jax.Array:
+    """max(x, 0)^2 (arXiv 2109.08668)."""
+    return jnp.square(jax.nn.relu(x))
+
+
+class Block(nnx.Module):
+    """Pre-norm residual block. The residual stream keeps the weights' dtype; what is added to it has the compute dtype."""
+
+    def __init__(self, config: ModelConfig, linear):
+        self.config = config
+        self.attn = Attention(config, linear)
+        self.mlp = MLP(config, linear)
+
+    def __call__(self, x_BTD: jax.Array, tables: tuple[jax.Array, jax.Array], implementation: str) -> jax.Array:
+        y_BTD = self.attn(rms_norm(x_BTD, self.config.norm_eps), tables, implementation)
+        if self.config.attention_output_scale == "inverse_sqrt_2L":
+            # A bfloat16 times a Python number is rounded once, as torch does; JAX alone would round the number first.
+            y_BTD = (y_BTD.astype(x_BTD.dtype) * (2 * self.config.layers) ** -0.5).astype(y_BTD.dtype)
+        x_BTD = x_BTD + y_BTD
+        return x_BTD + self.mlp(rms_norm(x_BTD, self.config.norm_eps))
+
+
+class GPT(nnx.Module):
+    """The model of a recipe.
+
+    Args:
+      config: the recipe's model.
+      rngs: where the initial weights are drawn from.
+      compute: dtype of matrix products; the recipe's where absent.
+      parameters: dtype of weights and residual stream.
+      attention: see `jaxgpt.attention.attend`.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        rngs: nnx.Rngs,
+        compute: DType | None = None,
+        parameters: DType = "float32",
+        attention: Literal["exact", "fast"] = "exact",
+    ):
+        self.config = config
+        self.compute = compute or config.compute_dtype
+        self.attention = attention
+
+        def block(key: jax.Array) -> Block:
+            rngs = nnx.Rngs(key)
+
+            def linear(fan_in: int, fan_out: int, name: str) -> nnx.Linear:
+                return nnx.Linear(
+                    fan_in,
+                    fan_out,
+                    use_bias=False,
+                    dtype=jnp.dtype(self.compute),
+                    param_dtype=jnp.dtype(parameters),
+                    kernel_init=initializer(config, name),
+                    rngs=rngs,
+                )
+
+            return Block(config, linear)
+
+        self.wte = nnx.Param(
+            initializer(config, "wte.weight")(rngs.params(), (config.vocab, config.width), jnp.dtype(parameters))
+        )
+        layer, _ = nnx.split(nnx.eval_shape(lambda: block(jax.random.key(0))))
+        stacked = jax.vmap(lambda key: nnx.split(block(key))[1])(jax.random.split(rngs.params(), config.layers))
+        self.h = nnx.merge(layer, stacked)
+
+    def hidden(self, tokens_BT: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        """The residual stream after the last block and its norm: what the head multiplies."""
+        return self.residuals(tokens_BT)[-1]
+
+    def residuals(self, tokens_BT: Int[Array, "B T"]) -> list[Float[Array, "B T D"]]:
+        """The residual stream after the embedding and after each block, then the final norm's output: L + 2 arrays."""
+        tables = rotary_tables(self.config, tokens_BT.shape[1], self.compute)
+        stream = [self.wte[...][tokens_BT]]
+        layer, stacked = nnx.split(self.h)
+        for weights in unstack(jax.tree.map(lambda w: w.astype(self.compute), stacked)):
+            stream.append(nnx.merge(layer, weights)(stream[-1], tables, self.attention))
+        return [*stream, rms_norm(stream[-1], self.config.norm_eps)]
+
+    def __call__(self, tokens_BT: Int[Array, "B T"]) -> Float[Array, "B T V"]:
+        """Logits in at least float32. Training goes through `hidden` and `jaxgpt.loss`, which never hold all of them."""
+        compute = jnp.dtype(self.compute)
+        logits_BTV = self.hidden(tokens_BT).astype(compute) @ self.wte[...].astype(compute).T
+        return logits_BTV.astype(jnp.promote_types(compute, jnp.float32))
+
+
+@jax.custom_vjp
+def unstack(tree):
+    """The L trees without the leading axis. Its gradient is one stack, where slicing would add up L padded arrays.
+
+    The barrier makes each slice an array of its own. Fused into the products that use them, L slices of one stack are L
+    different programs, each compiled and tuned for itself; as arrays, all layers run the same ones.
+    """
+    length = jax.tree.leaves(tree)[0].shape[0]
+    return lax.optimization_barrier([jax.tree.map(lambda w: w[i], tree) for i in range(length)])
+
+
+unstack.defvjp(lambda tree: (unstack(tree), None), lambda _, layers: (jax.tree.map(lambda *g: jnp.stack(g), *layers),))

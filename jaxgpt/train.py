@@ -1,0 +1,292 @@
+"""Train a recipe with JAX: `python -m jaxgpt.train --mesh 8`."""
+
+import contextlib
+import math
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Float, Int
+
+from jaxgpt import bridge, compare, mesh, tokens
+from jaxgpt.errors import BadInput, NotFinite, exit_codes
+from jaxgpt.flags import default_recipe, embedded_notice, recipe_and_flags, shard_patterns
+from jaxgpt.loss import cross_entropy
+from jaxgpt.model import GPT
+from jaxgpt.optimizer import make_optimizer, multiplier
+from jaxgpt.recipes import Precision, Recipe, precision
+from jaxgpt.runlog import RunLog, describe, run_folder
+from jaxgpt.shards import inspect_shards
+
+PROG = "python -m jaxgpt.train"
+
+
+class TrainState(NamedTuple):
+    """All that an update changes. `step` counts updates done."""
+
+    params: Any
+    opt_state: optax.OptState
+    step: Int[Array, ""]
+
+
+class Step(NamedTuple):
+    """A recipe's step and its parts. Inputs and targets are int32 (sequences, T), split over the mesh by rows."""
+
+    init: Callable[[int], TrainState]
+    """seed -> state with fresh weights."""
+    start: Callable[[Any], TrainState]
+    """weights -> state."""
+    gradients: Callable[..., tuple[Float[Array, ""], Any]]
+    """(params, inputs, targets) -> mean loss and its raw gradients."""
+    update: Callable[..., TrainState]
+    """(state, gradients) -> state after one update."""
+    step: Callable[..., tuple[TrainState, dict[str, Array]]]
+    """(state, inputs, targets) -> state after one update, and train_loss, grad_norm, lr. Takes the state's memory."""
+    evaluate: Callable[..., Float[Array, ""]]
+    """(params, inputs, targets) -> mean loss in the validation dtype."""
+
+
+def make_step(recipe: Recipe, precision: Precision, devices: Mesh, micro_batch: int) -> Step:
+    """What one step of a recipe is. The trainer and the parity ladder both get it here.
+
+    Args:
+      recipe: what to compute.
+      precision: how exactly.
+      devices: a mesh with the axis `data`; weights are replicated on it.
+      micro_batch: sequences a device takes at once; the rest of its share is accumulated inside the step.
+    """
+    optimizer = make_optimizer(recipe, precision, deal=mesh.split(devices))
+    schedule = multiplier(recipe.schedule)
+    model = _graph(recipe, precision, precision.compute)
+    validation_model = _graph(recipe, precision, precision.validation)
+    everywhere, dealt = PartitionSpec(), PartitionSpec("data")
+
+    def loss(params, inputs_BT: jax.Array, targets_BT: jax.Array, model=model) -> jax.Array:
+        gpt: GPT = nnx.merge(model, nnx.State(params))
+        x_BTD = gpt.hidden(inputs_BT)
+        x_ND = x_BTD.reshape(-1, recipe.model.width)
+        return cross_entropy(x_ND, gpt.wte[...], targets_BT.reshape(-1), gpt.compute)
+
+    def device_gradients(params, inputs: jax.Array, targets: jax.Array):
+        """One device's rows, a micro-batch at a time; the sum over devices comes last, once, in the weights' dtype."""
+        rounds = len(inputs) // micro_batch
+        if rounds == 1:
+            sums = jax.value_and_grad(loss)(params, inputs, targets)
+        else:
+
+            def accumulate(sums, batch):
+                return jax.tree.map(jnp.add, sums, jax.value_and_grad(loss)(params, *batch)), None
+
+            zeros = (
+                jnp.zeros((), jnp.promote_types(precision.compute, jnp.float32)),
+                jax.tree.map(jnp.zeros_like, params),
+            )
+            micro_batches = tuple(a.reshape(rounds, micro_batch, -1) for a in (inputs, targets))
+            sums, _ = jax.lax.scan(accumulate, zeros, micro_batches)
+        return jax.tree.map(lambda total: total / (rounds * devices.size), jax.lax.psum(sums, "data"))
+
+    def gradients(params, inputs: jax.Array, targets: jax.Array):
+        with jax.default_matmul_precision(precision.matmul):
+            return jax.shard_map(
+                device_gradients,
+                mesh=devices,
+                in_specs=(everywhere, dealt, dealt),
+                out_specs=everywhere,
+                check_vma=False,
+            )(params, inputs, targets)
+
+    def update(state: TrainState, grads) -> TrainState:
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        return TrainState(optax.apply_updates(state.params, updates), opt_state, state.step + 1)
+
+    def step(state: TrainState, inputs: jax.Array, targets: jax.Array):
+        train_loss, grads = gradients(state.params, inputs, targets)
+        lr = recipe.optimizer.lr * schedule(state.step)
+        metrics = {"train_loss": train_loss, "grad_norm": optax.tree.norm(grads), "lr": lr}
+        return update(state, grads), metrics
+
+    def evaluate(params, inputs: jax.Array, targets: jax.Array):
+        def device_loss(params, inputs, targets):
+            return jax.lax.pmean(loss(params, inputs, targets, validation_model), "data")
+
+        with jax.default_matmul_precision("default" if precision.validation == "bfloat16" else "highest"):
+            return jax.shard_map(
+                device_loss,
+                mesh=devices,
+                in_specs=(everywhere, dealt, dealt),
+                out_specs=everywhere,
+                check_vma=False,
+            )(params, inputs, targets)
+
+    def start(params) -> TrainState:
+        return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
+
+    def init(seed: int) -> TrainState:
+        gpt = GPT(recipe.model, rngs=nnx.Rngs(seed), parameters=precision.parameters)
+        return start(nnx.to_pure_dict(nnx.split(gpt)[1]))
+
+    whole = mesh.replicated(devices)
+    return Step(
+        init=jax.jit(init, static_argnums=0, out_shardings=whole),
+        start=jax.jit(start, out_shardings=whole),
+        gradients=jax.jit(gradients, out_shardings=whole),
+        update=jax.jit(update, out_shardings=whole),
+        step=jax.jit(step, donate_argnums=0, out_shardings=whole),
+        evaluate=jax.jit(evaluate, out_shardings=whole),
+    )
+
+
+def _graph(recipe: Recipe, precision: Precision, compute) -> nnx.GraphDef:
+    """The model without weights."""
+    attention = precision.attention if compute == "bfloat16" else "exact"
+    config = recipe.model
+    return nnx.split(
+        nnx.eval_shape(
+            lambda: GPT(config, rngs=nnx.Rngs(0), compute=compute, parameters=precision.parameters, attention=attention)
+        )
+    )[0]
+
+
+def validate(
+    evaluate: Callable, params, devices: Mesh, inputs: np.ndarray, targets: np.ndarray, micro_batch: int
+) -> float:
+    """Mean loss over the rows of inputs and targets, `micro_batch` of them a device at a time.
+
+    One evaluation is awaited before the next begins: virtual CPU devices share a few threads, and two programs whose
+    collectives don't depend on each other can wait there for each other's threads for ever.
+    """
+    rows = micro_batch * devices.size
+    losses = [
+        float(evaluate(params, mesh.place(devices, inputs[i : i + rows]), mesh.place(devices, targets[i : i + rows])))
+        for i in range(0, len(inputs), rows)
+    ]
+    return float(np.mean(losses))
+
+
+def cached_compilation() -> dict[str, int]:
+    """Keep executables on disk, so that a second start finds them; the returned counts grow as they are found or not."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "jaxgpt"
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    counts = {"cache_hits": 0, "cache_misses": 0}
+
+    def count(event: str, **_: str | int) -> None:
+        for name in counts:
+            counts[name] += event == f"/jax/compilation_cache/{name}"
+
+    jax.monitoring.register_event_listener(count)
+    return counts
+
+
+@exit_codes
+def main(argv: list[str] | None = None) -> None:
+    """The program; see `jaxgpt.flags.Flags`."""
+    argv = sys.argv[1:] if argv is None else argv
+    flags = recipe_and_flags(argv, PROG, "tiny")[1]
+    if flags.dtype == "float64":
+        jax.config.update("jax_enable_x64", True)
+    devices = mesh.make_mesh(flags.mesh)
+    platform = devices.devices.flat[0].platform
+    recipe, flags, overrides = recipe_and_flags(argv, PROG, default_recipe(flags, accelerator=platform != "cpu"))
+    if flags.recipe is None and flags.data is None:
+        print(embedded_notice(recipe, flags), flush=True)
+    exactly = precision(recipe, flags.dtype, attention="exact" if platform == "cpu" else "fast")
+    data, config = recipe.data, recipe.model
+
+    train_pattern, val_pattern = shard_patterns(recipe, flags)
+    train_shards = inspect_shards(train_pattern, "--data", config.token_ids)
+    val_shards = inspect_shards(val_pattern, "--val-data", config.token_ids)
+    stream = tokens.Tokens([s.path for s in train_shards], data.sequences, config.context)
+    val_inputs, val_targets = tokens.validation_sequences(val_shards[0].path, data.val_tokens, config.context)
+    micro_batch = mesh.micro_batch(data.sequences, devices.size, data.micro_batch, flags.micro_batch)
+    if len(val_inputs) % devices.size:
+        fits = len(val_inputs) // devices.size * devices.size * config.context
+        raise BadInput(f"--val-tokens {data.val_tokens} doesn't divide over --mesh {devices.size}: give {fits}")
+    val_micro_batch = mesh.micro_batch(len(val_inputs), devices.size, micro_batch, None)
+    weights = flags.init_from and bridge.load_state(flags.init_from, recipe, exactly.parameters)
+    folder = run_folder(flags, recipe)
+
+    steps = min(recipe.schedule.steps, flags.stop_at or recipe.schedule.steps)
+    described = describe(
+        "jaxgpt",
+        recipe,
+        overrides,
+        flags,
+        exactly,
+        micro_batch,
+        [d.device_kind for d in devices.devices.flat],
+        {"train": train_shards, "val": val_shards},
+        ("jax", "jaxlib", "flax", "optax", "numpy"),
+    )
+    log = RunLog(folder, described, steps, recipe.step_tokens, writes=jax.process_index() == 0)
+    counts = cached_compilation()
+    started = time.perf_counter()
+    program = make_step(recipe, exactly, devices, micro_batch)
+    state = (
+        program.init(flags.seed) if not weights else program.start(jax.device_put(weights, mesh.replicated(devices)))
+    )
+    share = data.sequences // jax.process_count()
+    rows = slice(jax.process_index() * share, (jax.process_index() + 1) * share)
+    place = lambda array: mesh.place(devices, array)  # noqa: E731
+    example = place(val_inputs[: val_micro_batch * devices.size])
+    options = mesh.compiler_options(devices)
+    evaluate = program.evaluate.lower(state.params, example, example).compile(options)
+    batch = jax.ShapeDtypeStruct((data.sequences, config.context), jnp.int32, sharding=mesh.split(devices))
+    step = program.step.lower(state, batch, batch).compile(options)
+    log.write_config(compile={"seconds": round(time.perf_counter() - started, 2)} | counts)
+
+    pending = None
+
+    def record() -> None:
+        """Write the last step's metrics, which wait on the device; NaN and infinity end the run."""
+        nonlocal pending
+        if pending is None:
+            return
+        done, metrics, at = pending
+        pending = None
+        values = {name: float(value) for name, value in metrics.items()}
+        log.train(done, values["train_loss"], values["grad_norm"], values["lr"], mesh.peak_bytes(devices))
+        if not math.isfinite(values["train_loss"]):
+            raise NotFinite(
+                f"the loss of step {done} is {values['train_loss']}: its tokens start at {at.offset} of "
+                f"{stream.paths[at.shard]}; lower --optimizer.lr or look at that shard"
+            )
+
+    log.start()
+    position = tokens.Position()
+    with contextlib.closing(tokens.ahead(tokens.batches(stream, position, place, rows))) as upcoming:
+        try:
+            for done in range(steps + 1):
+                if done % data.val_every == 0 or done == steps:
+                    record()
+                    log.validation(
+                        done, validate(evaluate, state.params, devices, val_inputs, val_targets, val_micro_batch)
+                    )
+                    log.start_clock()
+                if done == steps:
+                    break
+                inputs, targets, after = next(upcoming)
+                state, metrics = step(state, inputs, targets)
+                record()
+                pending, position = (done + 1, metrics, position), after
+        finally:
+            log.finish()
+
+    if log.writes:
+        bridge.save_state(folder / "weights.safetensors", jax.device_get(state.params), recipe, step=steps)
+        compare.plot_run(folder, folder / "curve.png")
+        print(f"val loss {log.val_loss:.4f} after {steps} steps\nrun {folder}\nplot {folder / 'curve.png'}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

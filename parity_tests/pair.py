@@ -1,0 +1,112 @@
+"""The same recipe in both frameworks, from the same weights, on the same tokens: what the rungs compare."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import torch
+from flax import nnx
+
+import jaxgpt.mesh
+import jaxgpt.train
+import torch_ref.mesh
+import torch_ref.train
+from jaxgpt import bridge
+from jaxgpt.model import GPT
+from jaxgpt.recipes import Precision, Recipe, precision, reduced
+
+DTYPES = ("float64", "float32")
+
+Weights = dict[str, np.ndarray]
+"""torch_ref's name -> array in torch's layout: the one form in which weights, gradients and moments are compared."""
+
+
+class Pair(NamedTuple):
+    """Both frameworks' steps of one recipe at one precision."""
+
+    recipe: Recipe
+    precision: Precision
+    jax: jaxgpt.train.Step
+    torch: torch_ref.train.Step
+    devices: jax.sharding.Mesh
+
+
+@functools.cache
+def pair(name: str, dtype: str, devices: int = 1, micro_batch: int = 4, sequences: int = 16) -> Pair:
+    """The steps that train, of the recipe at reduced size. `devices` are JAX's; torch has one process."""
+    recipe = reduced(name)
+    exactly = precision(recipe, dtype, attention="exact")
+    mesh = jaxgpt.mesh.make_mesh_of(jax.devices("cpu")[:devices])
+    return Pair(
+        recipe,
+        exactly,
+        jaxgpt.train.make_step(recipe, exactly, mesh, micro_batch),
+        torch_ref.train.make_step(recipe, exactly, torch_ref.mesh.make_mesh(None), micro_batch),
+        mesh,
+    )
+
+
+@functools.cache
+def weights(name: str, dtype: str, perturbed: bool = True) -> Weights:
+    """Initial weights of the reduced recipe (JAX's), moved off their start where `perturbed`: zero-initialised
+    projections make every gradient behind them exactly zero, and zero agrees with zero whatever the code does."""
+    config = reduced(name).model
+    gpt = GPT(config, rngs=nnx.Rngs(0), parameters="float64")
+    drawn = bridge.to_torch(nnx.to_pure_dict(nnx.split(gpt)[1]), config)
+    moved = np.random.default_rng(1)
+    return {
+        n: np.asarray(w + perturbed * 0.05 * moved.standard_normal(w.shape), dtype).copy() for n, w in drawn.items()
+    }
+
+
+def tokens(recipe: Recipe, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """A step's random inputs and targets, int32 (sequences, T)."""
+    shape = recipe.data.sequences, recipe.model.context + 1
+    drawn = np.random.default_rng(seed).integers(0, recipe.model.token_ids, shape, np.int32)
+    return drawn[:, :-1], drawn[:, 1:]
+
+
+def jax_state(pair: Pair, start: Weights):
+    """JAX's state with these weights and fresh moments."""
+    return pair.jax.start(
+        jax.device_put(bridge.from_torch(start, pair.recipe.model), jaxgpt.mesh.replicated(pair.devices))
+    )
+
+
+def torch_state(pair: Pair, start: Weights):
+    """torch's state with these weights and fresh moments."""
+    return pair.torch.start({name: torch.tensor(w) for name, w in start.items()})
+
+
+def jax_batch(pair: Pair, inputs: np.ndarray, targets: np.ndarray):
+    return jaxgpt.mesh.place(pair.devices, inputs), jaxgpt.mesh.place(pair.devices, targets)
+
+
+def torch_batch(inputs: np.ndarray, targets: np.ndarray):
+    return torch.tensor(inputs, dtype=torch.int64), torch.tensor(targets, dtype=torch.int64)
+
+
+def jax_tree(pair: Pair, tree) -> Weights:
+    """JAX's weights or gradients under torch's names."""
+    return bridge.to_torch(jax.device_get(tree), pair.recipe.model)
+
+
+def torch_tree(named) -> Weights:
+    return {name: w.detach().cpu().numpy().copy() for name, w in named.items()}
+
+
+def relative(got, want) -> float:
+    """||got - want|| / ||want|| in float64; the norm of `got` where `want` is zero."""
+    got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
+    assert got.shape == want.shape, f"shapes {got.shape} and {want.shape}"
+    size = np.linalg.norm(want)
+    return float(np.linalg.norm(got - want) / (size if size > 0 else 1.0))
+
+
+def assert_alike(got: Weights, want: Weights, allowed: float, what: str) -> None:
+    """Every tensor within `allowed`, relative; the message names the worst."""
+    assert got.keys() == want.keys(), f"{what}: tensors {sorted(got.keys() ^ want.keys())} are on one side only"
+    apart = {name: relative(got[name], want[name]) for name in want}
+    worst = max(apart, key=lambda name: np.inf if np.isnan(apart[name]) else apart[name])
+    assert apart[worst] <= allowed, f"{what}: {worst} is {apart[worst]:.2e} apart, allowed {allowed:.0e}"

@@ -1,0 +1,141 @@
+"""Rung 3b: each fast path against the plain form of the same framework."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import torch
+
+import jaxgpt.attention
+import jaxgpt.mesh
+import torch_ref.attention
+from jaxgpt.loss import CHUNK_TOKENS, chunks, cross_entropy, plain_cross_entropy
+from jaxgpt.model import unstack
+from jaxgpt.muon import Matrix, muon, newton_schulz, scale_by_muon
+from parity_tests.pair import DTYPES, assert_alike, relative
+from parity_tests.tolerances import FAST
+
+
+def numbers(*shape, dtype="float64", seed=0):
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n", [2, 24, 31, 96])
+def test_chunked_cross_entropy_is_the_plain_one_with_its_gradients(n, dtype):
+    x, w = numbers(n, 16, dtype=dtype), numbers(40, 16, dtype=dtype, seed=1)
+    targets = jnp.asarray(np.random.default_rng(2).integers(0, 40, n))
+    scaled = lambda f: jax.value_and_grad(lambda x, w: 3 * f(x, w), argnums=(0, 1))(x, w)  # noqa: E731
+    loss, (dx, dw) = scaled(lambda x, w: cross_entropy(x, w, targets, dtype))
+    want, (want_dx, want_dw) = scaled(lambda x, w: plain_cross_entropy(x @ w.T, targets))
+    got = {"loss": loss, "dx": dx, "dw": dw}
+    assert_alike(got, {"loss": want, "dx": want_dx, "dw": want_dw}, FAST[dtype], "rung 3b, chunked cross-entropy")
+    assert relative(cross_entropy(x, w, targets, dtype), want / 3) <= FAST[dtype]
+
+
+@pytest.mark.parametrize("n", [2, 17, 1024, 65_536, 3 * CHUNK_TOKENS + 1])
+def test_no_chunk_holds_all_tokens_or_too_many(n):
+    assert n % chunks(n) == 0
+    assert chunks(n) >= 2
+    assert n // chunks(n) <= CHUNK_TOKENS
+
+
+def test_logits_of_a_micro_batch_never_exist_at_once():
+    n, vocab = 4 * CHUNK_TOKENS, 512
+    grad = jax.grad(lambda x, w, t: cross_entropy(x, w, t, "float32"), argnums=(0, 1))
+    shapes = (jax.ShapeDtypeStruct(s, d) for s, d in (((n, 8), "float32"), ((vocab, 8), "float32"), ((n,), "int32")))
+    memory = jax.jit(grad).lower(*shapes).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < n * vocab * 4
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_unstacked_layers_have_the_gradient_of_slices(dtype):
+    tree = {"a": numbers(3, 4, 5, dtype=dtype), "b": numbers(3, 2, dtype=dtype, seed=1)}
+    weigh = lambda layers: sum((i + 1) * jnp.sum(t["a"] ** 2) * jnp.sum(t["b"]) for i, t in enumerate(layers))  # noqa: E731
+    got = jax.grad(lambda t: weigh(unstack(t)))(tree)
+    want = jax.grad(lambda t: weigh([jax.tree.map(lambda w: w[i], t) for i in range(3)]))(tree)  # noqa: B023
+    assert_alike(got, want, FAST[dtype], "rung 3b, unstacked layers")
+
+
+@pytest.mark.parametrize("framework", ["jax", "torch"])
+def test_fast_attention_is_the_written_out_one(framework):
+    q, k, v = (np.random.default_rng(i).standard_normal((2, 16, 3, 8)).astype("float32") for i in range(3))
+    if framework == "jax":
+        run = functools.partial(jaxgpt.attention.attend, *map(jnp.asarray, (q, k, v)))
+    else:
+        run = functools.partial(torch_ref.attention.attend, *map(torch.tensor, (q, k, v)))
+    assert relative(run("fast"), run("exact")) <= FAST["float32"]
+
+
+def kernels(dtype):
+    return {
+        "attn": {"kernel": numbers(3, 16, 16, dtype=dtype)},
+        "up": {"kernel": numbers(3, 16, 64, dtype=dtype, seed=1)},
+        "down": {"kernel": numbers(3, 64, 16, dtype=dtype, seed=2)},
+    }
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_batched_newton_schulz_is_one_matrix_after_the_other(dtype):
+    grads = kernels(dtype)
+    transform = scale_by_muon(dtype=dtype, norm_dtype=dtype)
+    got, _ = transform.update(grads, transform.init(grads))
+    for name, leaf in grads.items():
+        g = leaf["kernel"]
+        one = lambda m: newton_schulz(m.T, dtype=dtype, norm_dtype=dtype).T * max(m.shape) ** 0.5  # noqa: E731
+        want = jnp.stack([one(1.95 * layer) for layer in g])
+        assert relative(got[name]["kernel"], want) <= FAST[dtype], name
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, "bfloat16"])
+@pytest.mark.parametrize("devices", [2, 8])
+def test_matrices_dealt_out_over_devices_give_the_replicated_update(devices, dtype):
+    grads = kernels("float32" if dtype == "bfloat16" else dtype)
+    deal = jaxgpt.mesh.split(jaxgpt.mesh.make_mesh_of(jax.devices()[:devices]))
+    run = lambda deal: jax.jit(  # noqa: E731
+        lambda g: (t := scale_by_muon(dtype=dtype, norm_dtype=dtype, deal=deal, rounding="pinned")).update(
+            g, t.init(g)
+        )[0]
+    )(grads)
+    for name, want in (alone := run(None)).items():
+        if dtype == "bfloat16":
+            assert (run(deal)[name]["kernel"] == want["kernel"]).all(), name
+        else:
+            assert relative(run(deal)[name]["kernel"], want["kernel"]) <= FAST[dtype], name
+    assert alone.keys() == grads.keys()
+
+
+def test_dealt_matrices_are_orthogonalised_once_each():
+    devices = 8
+    deal = jaxgpt.mesh.split(jaxgpt.mesh.make_mesh_of(jax.devices()[:devices]))
+    grads = {"attn": {"kernel": numbers(8, 32, 32, dtype="float32")}}
+
+    def flops(deal):
+        transform = scale_by_muon(dtype="float32", deal=deal)
+        update = jax.jit(lambda g: transform.update(g, transform.init(g))[0])
+        placed = jax.device_put(grads, jaxgpt.mesh.replicated(deal.mesh) if deal else None)
+        return update.lower(placed).compile().cost_analysis()["flops"]
+
+    assert flops(deal) < 1.5 * flops(None) / devices  # per device
+
+
+def test_muon_knows_fan_out_by_the_layout_it_is_told():
+    g = numbers(16, 64)
+    in_out = scale_by_muon(lambda path, w: Matrix(fan_in=0, fan_out=1), dtype="float64")
+    out_in = scale_by_muon(lambda path, w: Matrix(fan_in=1, fan_out=0), dtype="float64")
+    got, _ = in_out.update({"w": g}, in_out.init({"w": g}))
+    want, _ = out_in.update({"w": g.T}, out_in.init({"w": g.T}))
+    assert relative(got["w"], want["w"].T) <= FAST["float64"]
+
+
+def test_muon_refuses_weights_that_are_not_its_own():
+    weights = {"kernel": jnp.ones((4, 4)), "bias": jnp.ones(4)}
+    with pytest.raises(ValueError, match=r"bias \(4,\) is not Muon's"):
+        muon(0.1).init(weights)
+    with pytest.raises(ValueError, match=r"bias \(4,\) is not a matrix"):
+        scale_by_muon().init(weights)
+    update, _ = (both := muon(0.1, others=optax.sgd(1.0))).update(weights, both.init(weights))
+    assert (update["bias"] == -1).all()

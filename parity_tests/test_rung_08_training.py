@@ -1,0 +1,53 @@
+"""Rung 8: training on the same tokens from the same weights; losses asserted at every step."""
+
+import numpy as np
+import pytest
+
+from jaxgpt.recipes import RECIPES
+from parity_tests.pair import (
+    DTYPES,
+    assert_alike,
+    jax_batch,
+    jax_state,
+    jax_tree,
+    pair,
+    torch_batch,
+    torch_state,
+    torch_tree,
+    weights,
+)
+from parity_tests.tolerances import TRAINED_WEIGHTS, TRAINING_LOSS
+
+STEPS = 100
+
+
+def learnable_tokens(recipe, step: int):
+    """Text with something to learn: each token follows its predecessor by a fixed random map, one time in four not."""
+    rng = np.random.default_rng(1000 + step)
+    follows = np.random.default_rng(7).permutation(recipe.model.token_ids)
+    rows = [rng.integers(0, recipe.model.token_ids, recipe.data.sequences)]
+    for _ in range(recipe.model.context):
+        jump = rng.random(recipe.data.sequences) < 0.25
+        rows.append(np.where(jump, rng.integers(0, recipe.model.token_ids, recipe.data.sequences), follows[rows[-1]]))
+    window = np.stack(rows, axis=1).astype(np.int32)
+    return window[:, :-1], window[:, 1:]
+
+
+@pytest.mark.parametrize(("name", "dtype"), [(n, d) for n in RECIPES for d in DTYPES])
+def test_losses_are_the_same_at_every_step_and_weights_at_the_end(name, dtype):
+    both, start = pair(name, dtype), weights(name, dtype, perturbed=False)
+    in_jax, in_torch = jax_state(both, start), torch_state(both, start)
+    losses = []
+    for step in range(STEPS):
+        batch = learnable_tokens(both.recipe, step)
+        in_jax, got = both.jax.step(in_jax, *jax_batch(both, *batch))
+        in_torch, want = both.torch.step(in_torch, *torch_batch(*batch))
+        apart = abs(float(got["train_loss"]) - float(want["train_loss"]))
+        assert apart <= TRAINING_LOSS[dtype], f"rung 8: losses of step {step} are {apart:.1e} apart"
+        norms = float(got["grad_norm"]), float(want["grad_norm"])
+        assert norms[0] == pytest.approx(norms[1], rel=1e-2 if dtype == "float32" else 1e-9), f"step {step}"
+        assert float(got["lr"]) == pytest.approx(want["lr"], rel=1e-6), f"step {step}"
+        losses.append(float(want["train_loss"]))
+    assert losses[-1] < losses[0] - 0.3, "it has to learn, or agreement says little"
+    got, want = jax_tree(both, in_jax.params), torch_tree(dict(in_torch.model.named_parameters()))
+    assert_alike(got, want, TRAINED_WEIGHTS[dtype], "rung 8, weights after training")

@@ -1,0 +1,288 @@
+"""Train a recipe with PyTorch: `python -m torch_ref.train`.
+
+On several devices: `torchrun --nproc-per-node 8 -m -- torch_ref.train --mesh 8` (without the `--` before the module,
+torchrun takes `--run` for one of its own options).
+"""
+
+import contextlib
+import math
+import platform
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import get_total_norm
+
+from jaxgpt import compare
+from jaxgpt.errors import BadInput, NotFinite, exit_codes
+from jaxgpt.flags import default_recipe, embedded_notice, recipe_and_flags, shard_patterns
+from jaxgpt.recipes import DType, Precision, Recipe, precision
+from jaxgpt.runlog import RunLog, describe, run_folder
+from jaxgpt.shards import inspect_shards
+from torch_ref import bridge, mesh, tokens
+from torch_ref.loss import cross_entropy
+from torch_ref.mesh import Mesh
+from torch_ref.model import GPT
+from torch_ref.muon import Muon
+from torch_ref.optimizer import make_optimizer, multiplier, set_learning_rates
+
+PROG = "python -m torch_ref.train"
+
+
+class TrainState(NamedTuple):
+    """All that an update changes; it changes the model and the optimisers in place. `step` counts updates done."""
+
+    model: GPT
+    loss: nn.Module
+    """(inputs, targets) -> mean loss of a micro-batch; compiled on a GPU, in DDP where there are several processes."""
+    optimizers: list[torch.optim.Optimizer]
+    step: int
+
+
+class Step(NamedTuple):
+    """A recipe's step and its parts. Inputs and targets are int64 (sequences, T), this process's rows."""
+
+    init: Callable[[int], TrainState]
+    """seed -> state with fresh weights."""
+    start: Callable[[dict[str, Tensor]], TrainState]
+    """weights -> state."""
+    gradients: Callable[[TrainState, Tensor, Tensor], tuple[Float[Tensor, ""], dict[str, Tensor]]]
+    """(state, inputs, targets) -> mean loss over all processes and its raw gradients, by the weights' names."""
+    update: Callable[[TrainState, dict[str, Tensor]], TrainState]
+    """(state, gradients) -> state after one update."""
+    step: Callable[[TrainState, Tensor, Tensor], tuple[TrainState, dict[str, Any]]]
+    """(state, inputs, targets) -> state after one update, and train_loss and grad_norm (on the device) and lr."""
+    evaluate: Callable[[TrainState, Tensor, Tensor], Float[Tensor, ""]]
+    """(state, inputs, targets) -> mean loss over all processes in the validation dtype."""
+
+
+class Loss(nn.Module):
+    """The mean cross-entropy of a model's predictions: what is compiled, the model and its logits together."""
+
+    def __init__(self, model: GPT):
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs_BT: Int[Tensor, "B T"], targets_BT: Int[Tensor, "B T"]) -> Float[Tensor, ""]:
+        """In at least float32."""
+        x_BTD = self.model.hidden(inputs_BT)
+        return cross_entropy(x_BTD.flatten(0, 1), self.model.wte.weight, targets_BT.flatten())
+
+
+def make_step(recipe: Recipe, precision: Precision, devices: Mesh, micro_batch: int) -> Step:
+    """What one step of a recipe is. The trainer and the parity ladder both get it here.
+
+    Args:
+      recipe: what to compute.
+      precision: how exactly. PyTorch's float32 products are never TF32 here, whatever `matmul` says.
+      devices: this process's device, and how many processes share a step.
+      micro_batch: sequences a device takes at once; the rest of its share is accumulated inside the step.
+    """
+    schedule = multiplier(recipe.schedule)
+    # PyTorch's own default, and so the published scripts'; but an environment variable of some containers changes it.
+    torch.set_float32_matmul_precision("highest")
+
+    def autocast(dtype: DType) -> torch.autocast:
+        return torch.autocast(devices.device.type, torch.bfloat16, enabled=dtype == "bfloat16")
+
+    def gradients(state: TrainState, inputs: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        rounds = len(inputs) // micro_batch
+        total = torch.zeros(
+            (), dtype=torch.promote_types(state.model.wte.weight.dtype, torch.float32), device=inputs.device
+        )
+        for i, (x, y) in enumerate(zip(inputs.split(micro_batch), targets.split(micro_batch), strict=True), start=1):
+            # Processes exchange gradients once, when the last micro-batch has been added.
+            parallel = state.loss if isinstance(state.loss, DistributedDataParallel) else None
+            with parallel.no_sync() if parallel and i < rounds else contextlib.nullcontext():
+                with autocast(precision.compute):
+                    loss = state.loss(x, y)
+                loss.backward()
+            total += loss.detach()
+        grads = {}
+        for name, p in state.model.named_parameters():
+            assert p.grad is not None
+            grads[name], p.grad = p.grad.div_(rounds), None
+        return mesh.mean_over_processes(devices, total / rounds), grads
+
+    def update(state: TrainState, grads: dict[str, Tensor]) -> TrainState:
+        set_learning_rates(state.optimizers, schedule(state.step))
+        for name, p in state.model.named_parameters():
+            p.grad = grads[name]
+        for optimizer in state.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        return state._replace(step=state.step + 1)
+
+    def step(state: TrainState, inputs: Tensor, targets: Tensor) -> tuple[TrainState, dict[str, Any]]:
+        train_loss, grads = gradients(state, inputs, targets)
+        lr = recipe.optimizer.lr * schedule(state.step)
+        metrics = {"train_loss": train_loss, "grad_norm": get_total_norm(list(grads.values())), "lr": lr}
+        return update(state, grads), metrics
+
+    @torch.no_grad()
+    def evaluate(state: TrainState, inputs: Tensor, targets: Tensor) -> Tensor:
+        with autocast(precision.validation):
+            return mesh.mean_over_processes(devices, state.loss(inputs, targets))
+
+    def state_of(model: GPT) -> TrainState:
+        model = model.to(devices.device)
+        return TrainState(model, _fast(Loss(model), devices), make_optimizer(recipe, precision, model), step=0)
+
+    def start(weights: dict[str, Tensor]) -> TrainState:
+        model = GPT(recipe.model, parameters=precision.parameters, attention=precision.attention)
+        model.load_state_dict(weights)
+        return state_of(model)
+
+    def init(seed: int) -> TrainState:
+        return state_of(GPT(recipe.model, seed=seed, parameters=precision.parameters, attention=precision.attention))
+
+    return Step(init, start, gradients, update, step, evaluate)
+
+
+def _fast(loss: nn.Module, devices: Mesh) -> nn.Module:
+    """The same module, compiled on a GPU, and averaging its gradients over the processes where there are several."""
+    if devices.device.type == "cuda":
+        # Inductor warns that float32 products could be TF32, and that a long softmax is split: neither is news.
+        warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\._inductor")
+        loss.compile(dynamic=False)
+    if devices.size > 1:
+        return DistributedDataParallel(loss, broadcast_buffers=False)  # the buffers are tables, alike everywhere
+    return loss
+
+
+def validate(
+    evaluate: Callable, state: TrainState, devices: Mesh, inputs: Tensor, targets: Tensor, micro_batch: int
+) -> float:
+    """Mean loss over the rows of inputs and targets, `micro_batch` of them a device at a time."""
+    rows = micro_batch * devices.size
+    losses = []
+    for i in range(devices.rank * micro_batch, len(inputs), rows):
+        x, y = (mesh.place(devices, each[i : i + micro_batch]) for each in (inputs, targets))
+        losses.append(evaluate(state, x, y))
+    return torch.stack(losses).double().mean().item()
+
+
+def compile_ahead(
+    program: Step, state: TrainState, training: tuple[Tensor, Tensor], validation: tuple[Tensor, Tensor]
+) -> None:
+    """Run once what a first step and a first validation would stop to compile. The state stays as it is.
+
+    Args:
+      program: of `make_step`.
+      state: whose loss and Newton-Schulz are run.
+      training: inputs and targets of one micro-batch, on the device.
+      validation: the same of validation.
+    """
+    program.gradients(state, *training)
+    for optimizer in state.optimizers:
+        if isinstance(optimizer, Muon):
+            for group in optimizer.param_groups:
+                for p in group["params"]:
+                    optimizer.orthogonalise(torch.zeros_like(p), group)
+    program.evaluate(state, *validation).item()  # waits for the device
+
+
+@exit_codes
+def main(argv: list[str] | None = None) -> None:
+    """The program; see `jaxgpt.flags.Flags`."""
+    argv = sys.argv[1:] if argv is None else argv
+    flags = recipe_and_flags(argv, PROG, "tiny")[1]
+    devices = mesh.make_mesh(flags.mesh)
+    on_cpu = devices.device.type == "cpu"
+    recipe, flags, overrides = recipe_and_flags(argv, PROG, default_recipe(flags, accelerator=not on_cpu))
+    if flags.recipe is None and flags.data is None and devices.rank == 0:
+        print(embedded_notice(recipe, flags), flush=True)
+    exactly = precision(recipe, flags.dtype, attention="exact" if on_cpu else "fast")
+    data, config = recipe.data, recipe.model
+
+    train_pattern, val_pattern = shard_patterns(recipe, flags)
+    train_shards = inspect_shards(train_pattern, "--data", config.token_ids)
+    val_shards = inspect_shards(val_pattern, "--val-data", config.token_ids)
+    stream = tokens.Tokens([s.path for s in train_shards], data.sequences, config.context)
+    val_inputs, val_targets = tokens.validation_sequences(val_shards[0].path, data.val_tokens, config.context)
+    micro_batch = mesh.micro_batch(data.sequences, devices.size, data.micro_batch, flags.micro_batch)
+    if len(val_inputs) % devices.size:
+        fits = len(val_inputs) // devices.size * devices.size * config.context
+        raise BadInput(f"--val-tokens {data.val_tokens} doesn't divide over --mesh {devices.size}: give {fits}")
+    val_micro_batch = mesh.micro_batch(len(val_inputs), devices.size, micro_batch, None)
+    weights = flags.init_from and bridge.load_state(flags.init_from, recipe, exactly.parameters)
+    folder = run_folder(flags, recipe)
+    mesh.wait_for_all(devices)  # the first process makes the folder once all have seen that it isn't there
+
+    steps = min(recipe.schedule.steps, flags.stop_at or recipe.schedule.steps)
+    described = describe(
+        "torch_ref",
+        recipe,
+        overrides,
+        flags,
+        exactly,
+        micro_batch,
+        [platform.machine() if on_cpu else torch.cuda.get_device_name(devices.device)] * devices.size,
+        {"train": train_shards, "val": val_shards},
+        ("torch", "numpy"),
+    )
+    log = RunLog(folder, described, steps, recipe.step_tokens, writes=devices.rank == 0)
+    started = time.perf_counter()
+    program = make_step(recipe, exactly, devices, micro_batch)
+    state = program.start(weights) if weights else program.init(flags.seed)
+    share = data.sequences // devices.size
+    rows = slice(devices.rank * share, (devices.rank + 1) * share)
+    place = lambda each: mesh.place(devices, each)  # noqa: E731
+    position = tokens.Position()
+    x, y = (place(each[:micro_batch]) for each in stream.read(position, rows))
+    x_val, y_val = (place(each[:val_micro_batch]) for each in (val_inputs, val_targets))
+    compile_ahead(program, state, (x, y), (x_val, y_val))
+    log.write_config(compile={"seconds": round(time.perf_counter() - started, 2)})
+
+    pending = None
+
+    def record() -> None:
+        """Write the last step's metrics, which wait on the device; NaN and infinity end the run."""
+        nonlocal pending
+        if pending is None:
+            return
+        done, fetched, lr, at = pending
+        pending = None
+        train_loss, grad_norm = fetched()
+        log.train(done, train_loss, grad_norm, lr, mesh.peak_bytes(devices))
+        if not math.isfinite(train_loss):
+            raise NotFinite(
+                f"the loss of step {done} is {train_loss}: its tokens start at {at.offset} of "
+                f"{stream.paths[at.shard]}; lower --optimizer.lr or look at that shard"
+            )
+
+    log.start()
+    with contextlib.closing(tokens.ahead(tokens.batches(stream, position, place, rows))) as upcoming:
+        try:
+            for done in range(steps + 1):
+                if done % data.val_every == 0 or done == steps:
+                    record()
+                    log.validation(
+                        done, validate(program.evaluate, state, devices, val_inputs, val_targets, val_micro_batch)
+                    )
+                    log.start_clock()
+                if done == steps:
+                    break
+                inputs, targets, after = next(upcoming)
+                state, metrics = program.step(state, inputs, targets)
+                fetched = mesh.fetch(devices, [metrics["train_loss"], metrics["grad_norm"]])
+                record()
+                pending, position = (done + 1, fetched, metrics["lr"], position), after
+        finally:
+            log.finish()
+
+    if log.writes:
+        bridge.save_state(folder / "weights.safetensors", state.model.state_dict(), recipe, step=steps)
+        compare.plot_run(folder, folder / "curve.png")
+        print(f"val loss {log.val_loss:.4f} after {steps} steps\nrun {folder}\nplot {folder / 'curve.png'}", flush=True)
+    mesh.close(devices)
+
+
+if __name__ == "__main__":
+    main()
