@@ -17,7 +17,7 @@ import jax
 
 from jaxgpt import mesh, tokens
 from jaxgpt.commands import parse
-from jaxgpt.errors import exit_codes
+from jaxgpt.errors import BadInput, exit_codes
 from jaxgpt.flags import Flags, shard_patterns
 from jaxgpt.recipes import named, precision
 from jaxgpt.shards import inspect_shards
@@ -42,6 +42,8 @@ class LoaderBenchmark:
 def main(argv: list[str] | None = None) -> None:
     """The program; see `LoaderBenchmark`."""
     flags = parse(LoaderBenchmark, sys.argv[1:] if argv is None else argv, "python -m benchmarks.loader")
+    if flags.steps < 1 or flags.alternations < 1:
+        raise BadInput(f"--steps {flags.steps} and --alternations {flags.alternations}: give at least 1 of each")
     devices = mesh.make_mesh(flags.mesh)
     recipe = named(flags.recipe)
     platform = devices.devices.flat[0].platform
@@ -56,10 +58,13 @@ def main(argv: list[str] | None = None) -> None:
     def seconds_a_step(batches) -> float:
         """Runs `flags.steps` steps; as in training, one step's metrics are awaited while the next one runs."""
         nonlocal state
-        before, started = None, time.perf_counter()
+        before: dict[str, jax.Array] = {}
+        started = time.perf_counter()
         for inputs, targets, _ in itertools.islice(batches, flags.steps):
             state, metrics = program.step(state, inputs, targets)
-            before, _ = metrics, before and float(before["train_loss"])
+            if before:
+                float(before["train_loss"])
+            before = metrics
         float(before["train_loss"])
         return (time.perf_counter() - started) / flags.steps
 

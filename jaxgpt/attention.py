@@ -23,7 +23,7 @@ def attend(
     """
     if implementation == "exact":
         return _written_out(q, k, v)
-    kernel = "cudnn" if jax.default_backend() == "gpu" else "xla"
+    kernel: Literal["cudnn", "xla"] = "cudnn" if jax.default_backend() == "gpu" else "xla"
     return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation=kernel)
 
 

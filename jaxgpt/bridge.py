@@ -61,7 +61,7 @@ def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """torch_ref's name -> shape of every weight of the model."""
     d, f = config.width, config.mlp_width
     attn = {"c_attn": (3 * d, d)} if config.qkv == "fused" else dict.fromkeys(("c_q", "c_k", "c_v"), (d, d))
-    block = {f"attn.{n}": s for n, s in attn.items()}
+    block: dict[str, tuple[int, ...]] = {f"attn.{n}": s for n, s in attn.items()}
     block |= {"attn.c_proj": (d, d), "mlp.c_fc": (f, d), "mlp.c_proj": (d, f)}
     layers = {f"h.{i}.{n}.weight": s for i in range(config.layers) for n, s in block.items()}
     return {"wte.weight": (config.vocab, d)} | layers
@@ -91,8 +91,8 @@ def load_state(path: str | Path, recipe: Recipe, dtype: str = "float32") -> Para
                 has = tuple(file.get_slice(found[name]).get_shape()) if name in found else None
                 if has != shape:
                     raise BadInput(
-                        f"--init-from {path}: {name} is {has or 'missing'} there and {shape} in {recipe.name}; give the "
-                        "recipe and overrides that the file was written with"
+                        f"--init-from {path}: {name} is {has or 'missing'} there and {shape} in {recipe.name}; give "
+                        "the recipe and overrides that the file was written with"
                     )
             if extra := sorted(found.keys() - wanted.keys()):
                 raise BadInput(

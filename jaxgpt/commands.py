@@ -17,13 +17,11 @@ def parse(config: type[T], argv: list[str], prog: str, default: T | None = None)
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            arguments = {} if default is None else {"default": default}
-            return tyro.cli(config, args=argv, prog=prog, description=config.__doc__, **arguments)
+            start = tyro.MISSING_NONPROP if default is None else default
+            return tyro.cli(config, args=argv, prog=prog, description=config.__doc__, default=start)
     except SystemExit as end:
         if not end.code:
             raise
-    except BadInput:
-        raise
     lines = [line.strip("│╭╮╰╯ \n") for line in said.getvalue().splitlines()]
     sections: list[str] = [""]
     for line in lines:

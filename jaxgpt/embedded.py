@@ -1,4 +1,4 @@
-"""The embedded sample: token shards made from the text of the installed Python's standard library. Nothing is downloaded."""
+"""The embedded sample: token shards of the text of the installed Python's standard library. Nothing is downloaded."""
 
 import hashlib
 import os
@@ -14,7 +14,7 @@ from jaxgpt.shards import inspect_shards, write_shard
 
 TRAIN_BYTES = 8_000_000
 PASSAGE_BYTES = 1024
-LEAST_BYTES = 4_000_000  # a twentieth of it is the 150,000 tokens that `tiny` validates on, and some room
+LEAST_BYTES = 4_000_000  # a twentieth of it is what `tiny` validates on three times over
 # Tests, generated tables (encodings, _sysconfigdata*: the latter differs from one machine to the next), bundled tools.
 SKIPS = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "encodings", "__pycache__"}
 
@@ -22,11 +22,11 @@ SKIPS = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3"
 def sample(out: Path = Path("data/sample")) -> tuple[str, str]:
     """Shards of the standard library's Python text; does nothing where they are there and whole.
 
-    Tokens are bytes (vocabulary 256). Files are taken in the order of a hash of their names, a twentieth of the bytes for
-    validation, then at most 8 MB for training, and cut at line ends into passages of about 1 KB, each preceded by byte 0,
-    which text doesn't hold. Passages lie in the order of a hash of their text: trainers read shards as they are, and a
-    few steps of one long file would say little of the others. The same Python always gives the same shards, and two
-    processes may make them at once.
+    Tokens are bytes (vocabulary 256). Files are taken in the order of a hash of their names, a twentieth of the bytes
+    for validation, then at most 8 MB for training, and cut at line ends into passages of about 1 KB, each preceded by
+    byte 0, which text doesn't hold. Passages lie in the order of a hash of their text: trainers read shards as they
+    are, and a few steps of one long file would say little of the others. The same Python always gives the same shards,
+    and two processes may make them at once.
 
     Returns the globs of the training and the validation shards. Raises `BadInput` when this Python's standard library
     has too little text, or `out` can't be written.

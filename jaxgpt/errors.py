@@ -17,11 +17,11 @@ class BadInput(Exception):
 
 
 class NotFinite(Exception):
-    """Training can't go on: the loss is NaN or infinite. The text is one line: the step and where its tokens were read."""
+    """Training can't go on: the loss is NaN or infinite. The text is one line: the step, and where its tokens lie."""
 
 
 def exit_codes(main: Callable[..., None]) -> Callable[..., None]:
-    """Run `main`; end the process with 2 on `BadInput`, 3 on `NotFinite`, and with the message on one line of stderr."""
+    """Run `main`; end the process with 2 on `BadInput`, 3 on `NotFinite`, and the message on one line of stderr."""
 
     @functools.wraps(main)
     def run(*args, **kwargs) -> None:

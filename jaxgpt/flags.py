@@ -1,4 +1,4 @@
-"""The command line of both trainers, made from the recipes' own dataclasses by tyro. Imports neither JAX nor PyTorch."""
+"""The command line of both trainers, made by tyro from the recipes' own dataclasses. Imports no JAX and no PyTorch."""
 
 import dataclasses
 import glob
@@ -32,7 +32,7 @@ class Flags:
     data: str | None = None
     """Glob of training shards."""
     val_data: str | None = None
-    """Glob of validation shards."""
+    """Glob of validation shards; the start of the first one is evaluated."""
     init_from: str | None = None
     """A safetensors file of weights to start from."""
     seed: int = 0
@@ -69,9 +69,7 @@ def recipe_and_flags(argv: list[str], prog: str, default_recipe: str) -> tuple[R
       BadInput: an unknown recipe, flag or field (with the nearest name), or a value that isn't of its type.
     """
     base = named(_recipe_name(argv) or default_recipe)
-    start = _FlagsAndFields(
-        recipe=base.name, model=base.model, optimizer=base.optimizer, schedule=base.schedule, data_fields=base.data
-    )
+    start = _FlagsAndFields(model=base.model, optimizer=base.optimizer, schedule=base.schedule, data_fields=base.data)
     read = parse(_FlagsAndFields, argv, prog, start)
     flags = Flags(**{f.name: getattr(read, f.name) for f in dataclasses.fields(Flags)})
     schedule = read.schedule
@@ -103,20 +101,21 @@ def overrides(base: Recipe, recipe: Recipe) -> dict[str, object]:
 
 
 def _recipe_name(argv: list[str]) -> str | None:
-    """The value of `--recipe`, needed before the rest can be read: the recipe gives every other flag its default."""
+    """The last value of `--recipe`, needed before the rest can be read: the recipe gives every other flag its default."""
+    name = None
     for i, word in enumerate(argv):
         if word.startswith("--recipe="):
-            return word.removeprefix("--recipe=")
-        if word == "--recipe" and i + 1 < len(argv):
-            return argv[i + 1]
-    return None
+            name = word.removeprefix("--recipe=")
+        elif word == "--recipe" and i + 1 < len(argv):
+            name = argv[i + 1]
+    return name
 
 
 FINEWEB = ("data/fineweb10B/fineweb_train_*.bin", "data/fineweb10B/fineweb_val_*.bin")
 
 
 def default_recipe(flags: Flags, accelerator: bool) -> str:
-    """What is trained where `--recipe` is absent: the real recipe where its data and an accelerator are, else `tiny`."""
+    """What is trained where `--recipe` is absent: the real recipe where data and an accelerator are, else `tiny`."""
     has_data = flags.data is not None or glob.glob(FINEWEB[0])
     return "muon-2024-10-12" if accelerator and has_data else "tiny"
 

@@ -1,12 +1,16 @@
 """Initial weights: a weight's name -> its distribution, per recipe."""
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax.nn.initializers import Initializer, zeros
+from jax.nn.initializers import zeros
 
 from jaxgpt.recipes import ModelConfig
+
+Initializer = Callable[..., jax.Array]
+"""(key, shape, dtype) -> weight."""
 
 
 def uniform_fan_in(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32, out_sharding=None) -> jax.Array:

@@ -18,9 +18,12 @@ def plain_cross_entropy(logits: Float[Array, "N V"], targets: Int[Array, " N"]) 
 
 
 def chunks(tokens: int) -> int:
-    """How many equal chunks: the least divisor of `tokens`, from 2, that keeps a chunk at `CHUNK_TOKENS` or below."""
-    fewest = max(2, -(-tokens // CHUNK_TOKENS))
-    return next((n for n in range(fewest, tokens + 1) if tokens % n == 0), 1)
+    """How many equal chunks: the fewest, from 2, that keep a chunk at `CHUNK_TOKENS` or below.
+
+    Where only crumbs would divide `tokens` so (it is a large prime, say), 2, or 1: slow is worse than large.
+    """
+    divisors = [n for n in range(2, max(tokens // 256, 2) + 1) if tokens % n == 0]
+    return next((n for n in divisors if tokens // n <= CHUNK_TOKENS), min(divisors, default=1))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -36,8 +39,9 @@ def cross_entropy(
       compute: dtype of the products and of the logits; logsumexp runs in at least float32.
 
     Returns:
-      The mean over N, in at least float32. Differentiating computes both gradients in the forward pass, where the logits
-      are at hand: they are never stored and never computed twice. w's gradient sums its chunks in at least float32.
+      The mean over N, in at least float32. Differentiating computes both gradients in the forward pass, where the
+      logits are at hand: they are never stored and never computed twice. w's gradient sums its chunks in at least
+      float32.
     """
     return _scan_chunks(x, w, targets, compute, gradients=False)[0]
 

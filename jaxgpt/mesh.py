@@ -60,12 +60,12 @@ def peak_bytes(mesh: Mesh) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def compiler_options(mesh: Mesh) -> dict[str, bool]:
+def compiler_options(mesh: Mesh) -> dict[str, str | bool]:
     """XLA's options for the programs of this mesh.
 
-    On a GPU cuBLAS multiplies as fast as XLA's Triton kernels here, and choosing among those takes most of the compiling:
-    10.7 against 7.6 s for the step of muon-2024-10-12 at 1050 against 1044 ms a step, 26.5 against 5.0 s for its
-    validation (H100, JAX 0.11.2).
+    On a GPU cuBLAS multiplies as fast as XLA's Triton kernels here, and choosing among those takes most of the
+    compiling: 10.7 against 7.6 s for the step of muon-2024-10-12 at 1050 against 1044 ms a step, 26.5 against 5.0 s for
+    its validation (H100, JAX 0.11.2).
     """
     return {"xla_gpu_enable_triton_gemm": False} if mesh.devices.flat[0].platform == "gpu" else {}
 
@@ -85,8 +85,8 @@ def micro_batch(sequences: int, devices: int, at_most: int, asked: int | None) -
     share, rest = divmod(sequences, devices)
     if rest:
         raise BadInput(
-            f"--mesh {devices}: a step's {sequences} sequences don't divide over {devices} devices; choose a divisor of "
-            f"{sequences}, or other --data.sequences"
+            f"--mesh {devices}: a step's {sequences} sequences don't divide over {devices} devices; choose a divisor "
+            f"of {sequences}, or other --data.sequences"
         )
     if asked is None:
         return max(n for n in range(1, min(at_most, share) + 1) if share % n == 0)

@@ -1,8 +1,8 @@
 """GPT in Flax NNX, read from top to bottom for every recipe.
 
 Letters: B batch, T sequence, D width, H heads, K head width, F MLP width, V vocabulary rows, L layers.
-The blocks are one `Block` whose weights carry a leading L axis, so that Muon finds its matrices stacked. Weights have the
-names of torch_ref's; kernels are (in, out) as Flax has them.
+The blocks are one `Block` whose weights carry a leading L axis, so that Muon finds its matrices stacked. Weights have
+the names of torch_ref's; kernels are (in, out) as Flax has them.
 """
 
 from typing import Literal
@@ -20,13 +20,13 @@ from jaxgpt.recipes import DType, ModelConfig
 
 
 def rms_norm(x: Float[Array, "*batch D"], eps: float) -> Float[Array, "*batch D"]:
-    """x / sqrt(mean(x^2) + eps) over the last axis, without weight; computed in at least float32, in x's dtype again."""
+    """x / sqrt(mean(x^2) + eps) over the last axis, without weight, in at least float32; the result has x's dtype."""
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     return (wide * lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + eps)).astype(x.dtype)
 
 
 def rotary_tables(config: ModelConfig, length: int, dtype: DType) -> tuple[jax.Array, jax.Array]:
-    """Cosines and sines (T, 1, 2, K/2) of t * 10000^(-2i/K) (arXiv 2104.09864), signed so that `rotate` needs no halves.
+    """Cosines and sines (T, 1, 2, K/2) of t * 10000^(-2i/K) (arXiv 2104.09864), signed for `rotate` to need no halves.
 
     The angles are float64, then rounded once to the recipe's table dtype: what the two frameworks make of them can't
     differ, as it does when each takes its own float32 power. `dtype` is the computation's; float64 keeps them exact
@@ -60,7 +60,10 @@ class Attention(nnx.Module):
         self.c_v = linear(config.width, config.width, "attn.c_v.weight")
         self.c_proj = linear(config.width, config.width, "attn.c_proj.weight")
 
-    def __call__(self, x_BTD: jax.Array, tables: tuple[jax.Array, jax.Array], implementation: str) -> jax.Array:
+    def __call__(
+        self, x_BTD: jax.Array, tables: tuple[jax.Array, jax.Array], implementation: Literal["exact", "fast"]
+    ) -> jax.Array:
+        """(B, T, D) -> (B, T, D)."""
         heads = (*x_BTD.shape[:2], self.config.heads, self.config.head_width)
         q, k, v = (c(x_BTD).reshape(heads) for c in (self.c_q, self.c_k, self.c_v))
         dtype = v.dtype
@@ -80,6 +83,7 @@ class MLP(nnx.Module):
         self.c_proj = linear(config.mlp_width, config.width, "mlp.c_proj.weight")
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        """(B, T, D) -> (B, T, D)."""
         activation = {"gelu": gelu, "relu_squared": relu_squared}[self.config.activation]
         return self.c_proj(activation(self.c_fc(x_BTD)))
 
@@ -97,14 +101,17 @@ def relu_squared(x: jax.Array) -> jax.Array:
 
 
 class Block(nnx.Module):
-    """Pre-norm residual block. The residual stream keeps the weights' dtype; what is added to it has the compute dtype."""
+    """Pre-norm residual block. The residual stream keeps the weights' dtype; what is added has the compute dtype."""
 
     def __init__(self, config: ModelConfig, linear):
         self.config = config
         self.attn = Attention(config, linear)
         self.mlp = MLP(config, linear)
 
-    def __call__(self, x_BTD: jax.Array, tables: tuple[jax.Array, jax.Array], implementation: str) -> jax.Array:
+    def __call__(
+        self, x_BTD: jax.Array, tables: tuple[jax.Array, jax.Array], implementation: Literal["exact", "fast"]
+    ) -> jax.Array:
+        """(B, T, D) -> (B, T, D)."""
         y_BTD = self.attn(rms_norm(x_BTD, self.config.norm_eps), tables, implementation)
         if self.config.attention_output_scale == "inverse_sqrt_2L":
             # A bfloat16 times a Python number is rounded once, as torch does; JAX alone would round the number first.
@@ -174,7 +181,7 @@ class GPT(nnx.Module):
         return [*stream, rms_norm(stream[-1], self.config.norm_eps)]
 
     def __call__(self, tokens_BT: Int[Array, "B T"]) -> Float[Array, "B T V"]:
-        """Logits in at least float32. Training goes through `hidden` and `jaxgpt.loss`, which never hold all of them."""
+        """Logits in at least float32. Training takes `hidden` and `jaxgpt.loss`, which never hold all of them."""
         compute = jnp.dtype(self.compute)
         logits_BTV = self.hidden(tokens_BT).astype(compute) @ self.wte[...].astype(compute).T
         return logits_BTV.astype(jnp.promote_types(compute, jnp.float32))
@@ -188,7 +195,7 @@ def unstack(tree):
     different programs, each compiled and tuned for itself; as arrays, all layers run the same ones.
     """
     length = jax.tree.leaves(tree)[0].shape[0]
-    return lax.optimization_barrier([jax.tree.map(lambda w: w[i], tree) for i in range(length)])
+    return lax.optimization_barrier([jax.tree.map(lambda w, i=i: w[i], tree) for i in range(length)])
 
 
 unstack.defvjp(lambda tree: (unstack(tree), None), lambda _, layers: (jax.tree.map(lambda *g: jnp.stack(g), *layers),))

@@ -1,8 +1,8 @@
-"""Muon: momentum, orthogonalised by a quintic Newton-Schulz iteration (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
+"""Muon: momentum, orthogonalised by Newton-Schulz (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
 
-`newton_schulz` is the iteration, `scale_by_muon` the update without a learning rate, `muon` the optimiser: ordinary optax
-transformations for any pytree, whatever library made it. They are told which axes of a weight are fan-in and fan-out,
-because Flax and torch store them the other way round and the iteration's result doesn't reveal it.
+`newton_schulz` is the quintic iteration, `scale_by_muon` the update without a learning rate, `muon` the optimiser:
+ordinary optax transformations for any pytree, whatever library made it. They are told which axes of a weight are fan-in
+and fan-out, because Flax and torch store them the other way round and the iteration's result doesn't reveal it.
 """
 
 from collections import defaultdict
@@ -106,10 +106,10 @@ def scale_by_muon(
     rounding: Literal["free", "pinned"] = "free",
     deal: NamedSharding | None = None,
 ) -> optax.GradientTransformation:
-    """Muon's update without learning rate: m <- momentum m + g, u = g + momentum m, O = NS(u) max(fan_out, fan_in)^(1/2).
+    """Muon without learning rate: m <- momentum m + g, u = g + momentum m, O = NS(u) max(fan_out, fan_in)^(1/2).
 
-    The momentum is no moving average and has no bias correction. All matrices of one shape, wide or tall, go through one
-    batched `newton_schulz`.
+    The momentum is no moving average and has no bias correction. All matrices of one shape, wide or tall, go through
+    one batched `newton_schulz`.
 
     Args:
       layout: axes of each weight; every weight it is given must be Muon's (`muon` sees to that).

@@ -1,10 +1,11 @@
 """What is trained: one frozen dataclass per published run. This file imports neither JAX nor PyTorch.
 
-A recipe says WHAT is trained and holds the published result. A command line says where and how long. `Precision` says how
-exactly. Sources: the scripts and logs of github.com/KellerJordan/modded-nanogpt at the day in a recipe's name.
+A recipe says WHAT is trained and holds the published result. A command line says where and how long. `Precision` says
+how exactly. Sources: the scripts and logs of github.com/KellerJordan/modded-nanogpt at the day in a recipe's name.
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Literal
@@ -16,10 +17,13 @@ DType = Literal["bfloat16", "float32", "float64"]
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A decoder-only transformer. Letters: V vocabulary rows, L layers, H heads, K head width, D width, F MLP width, T context."""
+    """A decoder-only transformer.
+
+    Letters: V vocabulary rows, L layers, H heads, K head width, D width, F MLP width, T context.
+    """
 
     vocab: int = 50304
-    """V, rows of the tied matrix. Rows at or above `token_ids` are padding: not masked, they take part in the softmax."""
+    """V, rows of the tied matrix. Rows from `token_ids` on are padding: not masked, they take part in the softmax."""
     token_ids: int = 50257
     """How many token ids the data may hold (GPT-2's byte-pair encoding has 50257)."""
     layers: int = 12
@@ -34,7 +38,8 @@ class ModelConfig:
     norm_eps: float = 1e-6
     """Added to the mean square inside RMSNorm's root."""
     qkv: Literal["fused", "separate"] = "fused"
-    """One (3D, D) weight in the order q, k, v, or three. It names the weights in files; the function computed is the same."""
+    """One (3D, D) weight in the order q, k, v, or three. It names the weights in files; the function computed is the
+    same."""
     qk_norm: Literal["none", "after_rotary"] = "none"
     """RMSNorm over K of queries and keys."""
     qk_norm_eps: float = 2.0**-23
@@ -58,6 +63,9 @@ class ModelConfig:
                 f"model.width {self.width} over model.heads {self.heads} is no even head width: rotary embeddings turn "
                 "pairs, so choose a width that is an even multiple of heads"
             )
+        for name in ("norm_eps", "qk_norm_eps"):
+            if not 0 <= getattr(self, name) < 1:
+                raise BadInput(f"model.{name} is {getattr(self, name)}: give a number from 0 up to, not including, 1")
         if self.token_ids > self.vocab:
             raise BadInput(
                 f"model.token_ids {self.token_ids} is more than model.vocab {self.vocab}: every id needs a row"
@@ -101,8 +109,10 @@ class OptimizerConfig:
 
     def __post_init__(self):
         for name in ("lr", "embedding_lr", "eps"):
-            if not getattr(self, name) > 0:
-                raise BadInput(f"optimizer.{name} is {getattr(self, name)}: give a number above 0")
+            if not 0 < getattr(self, name) < math.inf:
+                raise BadInput(f"optimizer.{name} is {getattr(self, name)}: give a finite number above 0")
+        if not 0 <= self.weight_decay < math.inf:
+            raise BadInput(f"optimizer.weight_decay is {self.weight_decay}: give a finite number of at least 0")
         for name, value in (("momentum", self.momentum), ("betas", self.betas[0]), ("betas", self.betas[1])):
             if not 0 <= value < 1:
                 raise BadInput(f"optimizer.{name} holds {value}: give a number from 0 up to, not including, 1")
@@ -123,8 +133,8 @@ class ScheduleConfig:
             raise BadInput(f"schedule.steps is {self.steps}: give a whole number of at least 1")
         if self.warmup < 0 or self.warmdown < 0 or self.warmup + self.warmdown > self.steps:
             raise BadInput(
-                f"schedule.warmup {self.warmup} and schedule.warmdown {self.warmdown} don't fit into {self.steps} steps: "
-                "their sum can be at most schedule.steps"
+                f"schedule.warmup {self.warmup} and schedule.warmdown {self.warmdown} don't fit into {self.steps} "
+                "steps: their sum can be at most schedule.steps"
             )
 
     def scaled(self, steps: int) -> "ScheduleConfig":
@@ -192,9 +202,10 @@ class Recipe:
 class Precision:
     """How exactly a recipe is computed; nothing else decides it.
 
-    `parameters` is the dtype of weights, gradients, optimiser state and residual stream. `matmul` "highest" forbids TF32
-    and its like. `attention` "exact" is written out and works in every dtype, "fast" is the accelerator's own kernel.
-    `rounding` "pinned" keeps each bfloat16 rounding of Newton-Schulz where PyTorch has it; "free" lets XLA drop some.
+    `parameters` is the dtype of weights, gradients, optimiser state and residual stream. `matmul` "highest" forbids
+    TF32 and its like. `attention` "exact" is written out and works in every dtype, "fast" is the accelerator's own
+    kernel. `rounding` "pinned" keeps each bfloat16 rounding of Newton-Schulz where PyTorch has it; "free" lets XLA drop
+    some.
     """
 
     compute: DType
@@ -288,12 +299,12 @@ _TINY = Recipe(
         context=64,
         compute_dtype="float32",
     ),
-    optimizer=OptimizerConfig(lr=0.002, newton_schulz_dtype="float32", embedding_lr=0.01),
-    schedule=ScheduleConfig(steps=200, warmdown=60),
-    data=DataConfig(tokens="bytes", sequences=16, micro_batch=16, val_tokens=65_536, val_every=25),
+    optimizer=OptimizerConfig(lr=0.0012, newton_schulz_dtype="float32", embedding_lr=0.005),
+    schedule=ScheduleConfig(steps=240, warmdown=72),
+    data=DataConfig(tokens="bytes", sequences=16, micro_batch=16, val_tokens=65_536, val_every=40),
     expected=Expected(
         val_loss=None,
-        step0_val_loss=5.5,
+        step0_val_loss=5.47,
         parameters=256 * 128 + 4 * 12 * 128**2,
         source="muon-2024-10-12 made small enough for a laptop's CPU; float32 throughout",
     ),
@@ -311,18 +322,21 @@ def named(name: str) -> Recipe:
 
 
 def reduced(name: str, **model) -> Recipe:
-    """The recipe of that name, small enough to check in seconds on a CPU, keeping what matters: the ratio of head widths
-    (K divisible by 4), the q, k, v partition, padding rows where the recipe has them, and its schedule's shape."""
+    """The recipe of that name, small enough to check in seconds on a CPU, keeping what matters.
+
+    That is the ratio of head widths (K divisible by 4), the q, k, v partition, padding rows where the recipe has them,
+    and its schedule's shape. `model` sets other fields of its model.
+    """
     recipe = named(name)
     heads = {12: 4, 6: 2}.get(recipe.model.heads, recipe.model.heads)
-    small = dict(
-        vocab=256 if recipe.model.vocab > recipe.model.token_ids else 251,
-        token_ids=251,
-        layers=2,
-        heads=heads,
-        width=64,
-        context=32,
-    )
+    small = {
+        "vocab": 256 if recipe.model.vocab > recipe.model.token_ids else 251,
+        "token_ids": 251,
+        "layers": 2,
+        "heads": heads,
+        "width": 64,
+        "context": 32,
+    }
     return dataclasses.replace(
         recipe,
         model=dataclasses.replace(recipe.model, **(small | model)),

@@ -173,10 +173,14 @@ def _short(rate: float) -> str:
 
 def _git_commit() -> str | None:
     """The commit of the checkout that this file is in, with "+" where files differ from it."""
+
+    def git(*words: str) -> str:
+        here = Path(__file__).parent
+        done = subprocess.run(["git", *words], cwd=here, check=True, capture_output=True, text=True, timeout=5)
+        return done.stdout.strip()
+
     try:
-        here = {"cwd": Path(__file__).parent, "capture_output": True, "text": True, "timeout": 5}
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], check=True, **here).stdout.strip()
-        changed = subprocess.run(["git", "status", "--porcelain", "-uno"], check=True, **here).stdout.strip()
+        commit, changed = git("rev-parse", "HEAD"), git("status", "--porcelain", "-uno")
         return commit + "+" * bool(changed)
     except (OSError, subprocess.SubprocessError):
         return None

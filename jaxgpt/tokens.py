@@ -1,8 +1,8 @@
 """Token shards as a stream of steps, with a position that can be saved.
 
-The order (both trainers): step s takes the next `sequences * T` tokens, and one more for the last target, of the current
-shard. A shard is left when it holds fewer than that; after the last shard comes the first. So a step's tokens depend
-neither on how many devices there are nor on accumulation.
+The order (both trainers): step s takes the next `sequences * T` tokens, and one more for the last target, of the
+current shard. A shard is left when it holds fewer than that; after the last shard comes the first. So a step's tokens
+depend neither on how many devices there are nor on accumulation.
 """
 
 from collections import deque
@@ -47,8 +47,8 @@ class Tokens:
         for path, shard in zip(paths, self.shards, strict=True):
             if len(shard) < sequences * context + 1:
                 raise BadInput(
-                    f"{path} holds {len(shard)} tokens and a step takes {sequences} x {context} + 1: give longer shards, "
-                    "or fewer --data.sequences"
+                    f"{path} holds {len(shard)} tokens and a step takes {sequences} x {context} + 1: give longer "
+                    "shards, or fewer --data.sequences"
                 )
 
     def next(self, position: Position) -> Position:
@@ -79,7 +79,8 @@ def validation_sequences(path: Path, tokens: int, context: int) -> tuple[np.ndar
     shard = np.memmap(path, dtype="<u2", mode="r", offset=HEADER_BYTES)
     if len(shard) < tokens + 1:
         fits = (len(shard) - 1) // context * context
-        raise BadInput(f"{path} holds {len(shard)} tokens, --val-tokens {tokens} needs one more than that: give {fits}")
+        mend = f"give {fits}" if fits else "give a longer shard"
+        raise BadInput(f"{path} holds {len(shard)} tokens, --val-tokens {tokens} needs one more than that: {mend}")
     window = np.asarray(shard[: tokens + 1], np.int32)
     return window[:-1].reshape(-1, context), window[1:].reshape(-1, context)
 

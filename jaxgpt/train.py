@@ -1,6 +1,7 @@
 """Train a recipe with JAX: `python -m jaxgpt.train --mesh 8`."""
 
 import contextlib
+import dataclasses
 import math
 import os
 import sys
@@ -49,9 +50,9 @@ class Step(NamedTuple):
     """(params, inputs, targets) -> mean loss and its raw gradients."""
     update: Callable[..., TrainState]
     """(state, gradients) -> state after one update."""
-    step: Callable[..., tuple[TrainState, dict[str, Array]]]
+    step: jax.stages.Wrapped
     """(state, inputs, targets) -> state after one update, and train_loss, grad_norm, lr. Takes the state's memory."""
-    evaluate: Callable[..., Float[Array, ""]]
+    evaluate: jax.stages.Wrapped
     """(params, inputs, targets) -> mean loss in the validation dtype."""
 
 
@@ -173,10 +174,11 @@ def validate(
 
 
 def cached_compilation() -> dict[str, int]:
-    """Keep executables on disk, so that a second start finds them; the returned counts grow as they are found or not."""
+    """Keep executables on disk for a second start to find; the counts returned grow as they are found or not."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "jaxgpt"
-    if not jax.config.jax_compilation_cache_dir:
-        jax.config.update("jax_compilation_cache_dir", str(folder))
+    setting = "jax_compilation_cache_dir"
+    if not getattr(jax.config, setting):
+        jax.config.update(setting, str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     counts = {"cache_hits": 0, "cache_misses": 0}
 
@@ -193,14 +195,13 @@ def main(argv: list[str] | None = None) -> None:
     """The program; see `jaxgpt.flags.Flags`."""
     argv = sys.argv[1:] if argv is None else argv
     flags = recipe_and_flags(argv, PROG, "tiny")[1]
-    if flags.dtype == "float64":
-        jax.config.update("jax_enable_x64", True)
     devices = mesh.make_mesh(flags.mesh)
     platform = devices.devices.flat[0].platform
     recipe, flags, overrides = recipe_and_flags(argv, PROG, default_recipe(flags, accelerator=platform != "cpu"))
     if flags.recipe is None and flags.data is None:
         print(embedded_notice(recipe, flags), flush=True)
     exactly = precision(recipe, flags.dtype, attention="exact" if platform == "cpu" else "fast")
+    jax.config.update("jax_enable_x64", "float64" in dataclasses.astuple(exactly))
     data, config = recipe.data, recipe.model
 
     train_pattern, val_pattern = shard_patterns(recipe, flags)
@@ -210,7 +211,7 @@ def main(argv: list[str] | None = None) -> None:
     val_inputs, val_targets = tokens.validation_sequences(val_shards[0].path, data.val_tokens, config.context)
     micro_batch = mesh.micro_batch(data.sequences, devices.size, data.micro_batch, flags.micro_batch)
     if len(val_inputs) % devices.size:
-        fits = len(val_inputs) // devices.size * devices.size * config.context
+        fits = max(len(val_inputs) // devices.size, 1) * devices.size * config.context
         raise BadInput(f"--val-tokens {data.val_tokens} doesn't divide over --mesh {devices.size}: give {fits}")
     val_micro_batch = mesh.micro_batch(len(val_inputs), devices.size, micro_batch, None)
     weights = flags.init_from and bridge.load_state(flags.init_from, recipe, exactly.parameters)
@@ -255,12 +256,13 @@ def main(argv: list[str] | None = None) -> None:
         done, metrics, at = pending
         pending = None
         values = {name: float(value) for name, value in metrics.items()}
+        for name in ("train_loss", "grad_norm"):
+            if not math.isfinite(values[name]):
+                raise NotFinite(
+                    f"{name} of step {done} is {values[name]}: its tokens start at {at.offset} of "
+                    f"{stream.paths[at.shard]}; lower --optimizer.lr or look at that shard"
+                )
         log.train(done, values["train_loss"], values["grad_norm"], values["lr"], mesh.peak_bytes(devices))
-        if not math.isfinite(values["train_loss"]):
-            raise NotFinite(
-                f"the loss of step {done} is {values['train_loss']}: its tokens start at {at.offset} of "
-                f"{stream.paths[at.shard]}; lower --optimizer.lr or look at that shard"
-            )
 
     log.start()
     position = tokens.Position()

@@ -9,7 +9,7 @@ import torch
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_num_cpu_devices", 8)
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # at these sizes two threads wait for each other longer than they work
 
 
 def pytest_addoption(parser):

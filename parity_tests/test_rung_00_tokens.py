@@ -14,7 +14,7 @@ STEP = SEQUENCES * CONTEXT
 
 @pytest.fixture
 def shards(tmp_path):
-    """Three shards: several steps and a rest, exactly one step, and two steps that lack the last target by one token."""
+    """Three shards: several steps and a rest, exactly one step, and two steps that lack one token, the last target."""
     lengths = [5 * STEP + 7, STEP + 1, 2 * STEP]
     paths, contents, first = [], [], 0
     for i, length in enumerate(lengths):
@@ -65,7 +65,9 @@ def test_prefetched_stream_is_the_same_and_its_positions_resume_it(shards, name)
     resumed = loader.ahead(loader.batches(tokens, seen[6][2], np.asarray))
     for _, (inputs, targets, position) in zip(range(5), resumed, strict=False):
         want = seen[7 + _]
-        assert (inputs == want[0]).all() and (targets == want[1]).all() and position == want[2]
+        assert (inputs == want[0]).all()
+        assert (targets == want[1]).all()
+        assert position == want[2]
     resumed.close()
 
 

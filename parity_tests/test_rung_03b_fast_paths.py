@@ -24,7 +24,7 @@ def numbers(*shape, dtype="float64", seed=0):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("n", [2, 24, 31, 96])
+@pytest.mark.parametrize("n", [2, 24, 31, 96, 768])
 def test_chunked_cross_entropy_is_the_plain_one_with_its_gradients(n, dtype):
     x, w = numbers(n, 16, dtype=dtype), numbers(40, 16, dtype=dtype, seed=1)
     targets = jnp.asarray(np.random.default_rng(2).integers(0, 40, n))
@@ -36,11 +36,11 @@ def test_chunked_cross_entropy_is_the_plain_one_with_its_gradients(n, dtype):
     assert relative(cross_entropy(x, w, targets, dtype), want / 3) <= FAST[dtype]
 
 
-@pytest.mark.parametrize("n", [2, 17, 1024, 65_536, 3 * CHUNK_TOKENS + 1])
-def test_no_chunk_holds_all_tokens_or_too_many(n):
-    assert n % chunks(n) == 0
-    assert chunks(n) >= 2
-    assert n // chunks(n) <= CHUNK_TOKENS
+@pytest.mark.parametrize(
+    ("n", "expected"), [(2, 2), (128, 2), (1024, 2), (65_536, 8), (24_576, 3), (2 * 8209, 2), (8209, 1)]
+)
+def test_chunks_are_few_and_small_unless_the_tokens_divide_into_crumbs(n, expected):
+    assert chunks(n) == expected
 
 
 def test_logits_of_a_micro_batch_never_exist_at_once():

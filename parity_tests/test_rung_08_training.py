@@ -35,7 +35,7 @@ def learnable_tokens(recipe, step: int):
 
 @pytest.mark.parametrize(("name", "dtype"), [(n, d) for n in RECIPES for d in DTYPES])
 def test_losses_are_the_same_at_every_step_and_weights_at_the_end(name, dtype):
-    both, start = pair(name, dtype), weights(name, dtype, perturbed=False)
+    both, start = pair(name, dtype, micro_batch=16), weights(name, dtype, perturbed=False)
     in_jax, in_torch = jax_state(both, start), torch_state(both, start)
     losses = []
     for step in range(STEPS):

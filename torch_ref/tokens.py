@@ -87,7 +87,8 @@ def validation_sequences(
     shard = _mapped(path)
     if shard.size <= tokens:
         fits = (shard.size - 1) // context * context
-        raise BadInput(f"{path} holds {shard.size} tokens, --val-tokens {tokens} needs one more than that: give {fits}")
+        mend = f"give {fits}" if fits else "give a longer shard"
+        raise BadInput(f"{path} holds {shard.size} tokens, --val-tokens {tokens} needs one more than that: {mend}")
     return _sequences(shard, 0, tokens // context, context)
 
 

@@ -208,7 +208,7 @@ def main(argv: list[str] | None = None) -> None:
     val_inputs, val_targets = tokens.validation_sequences(val_shards[0].path, data.val_tokens, config.context)
     micro_batch = mesh.micro_batch(data.sequences, devices.size, data.micro_batch, flags.micro_batch)
     if len(val_inputs) % devices.size:
-        fits = len(val_inputs) // devices.size * devices.size * config.context
+        fits = max(len(val_inputs) // devices.size, 1) * devices.size * config.context
         raise BadInput(f"--val-tokens {data.val_tokens} doesn't divide over --mesh {devices.size}: give {fits}")
     val_micro_batch = mesh.micro_batch(len(val_inputs), devices.size, micro_batch, None)
     weights = flags.init_from and bridge.load_state(flags.init_from, recipe, exactly.parameters)
@@ -250,12 +250,13 @@ def main(argv: list[str] | None = None) -> None:
         done, fetched, lr, at = pending
         pending = None
         train_loss, grad_norm = fetched()
+        for name, value in (("train_loss", train_loss), ("grad_norm", grad_norm)):
+            if not math.isfinite(value):
+                raise NotFinite(
+                    f"{name} of step {done} is {value}: its tokens start at {at.offset} of "
+                    f"{stream.paths[at.shard]}; lower --optimizer.lr or look at that shard"
+                )
         log.train(done, train_loss, grad_norm, lr, mesh.peak_bytes(devices))
-        if not math.isfinite(train_loss):
-            raise NotFinite(
-                f"the loss of step {done} is {train_loss}: its tokens start at {at.offset} of "
-                f"{stream.paths[at.shard]}; lower --optimizer.lr or look at that shard"
-            )
 
     log.start()
     with contextlib.closing(tokens.ahead(tokens.batches(stream, position, place, rows))) as upcoming:
