@@ -20,6 +20,7 @@ from safetensors.numpy import save_file
 
 from jaxgpt.commands import parse
 from jaxgpt.errors import BadInput, exit_codes
+from jaxgpt.flags import check_seed
 from jaxgpt.model import GPT
 from jaxgpt.recipes import ModelConfig, Recipe, named
 
@@ -121,6 +122,7 @@ def main(argv: list[str] | None = None) -> None:
     """The program; see `InitialWeights`."""
     flags = parse(InitialWeights, sys.argv[1:] if argv is None else argv, "python -m jaxgpt.bridge")
     recipe = named(flags.recipe)
+    check_seed(flags.seed)
     if flags.out.exists():
         raise BadInput(f"--out {flags.out} exists already and is left as it is: give another name")
     params = nnx.to_pure_dict(nnx.split(GPT(recipe.model, rngs=nnx.Rngs(flags.seed)))[1])

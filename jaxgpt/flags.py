@@ -83,10 +83,15 @@ def recipe_and_flags(argv: list[str], prog: str, default_recipe: str) -> tuple[R
             data = dataclasses.replace(data, **{name: getattr(flags, name)})
     if flags.stop_at is not None and flags.stop_at < 1:
         raise BadInput(f"--stop-at {flags.stop_at}: give a whole number of at least 1")
-    if flags.seed < 0:
-        raise BadInput(f"--seed {flags.seed}: give 0 or more")
+    check_seed(flags.seed)
     recipe = dataclasses.replace(base, model=read.model, optimizer=read.optimizer, schedule=schedule, data=data)
     return recipe, flags, overrides(base, recipe)
+
+
+def check_seed(seed: int) -> None:
+    """`BadInput` for a seed that one of the frameworks would refuse, or (JAX, from 2**32 on) take for another."""
+    if not 0 <= seed < 2**32:
+        raise BadInput(f"--seed {seed}: give a whole number from 0 up to, not including, 2**32")
 
 
 def overrides(base: Recipe, recipe: Recipe) -> dict[str, object]:

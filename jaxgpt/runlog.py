@@ -30,11 +30,15 @@ def run_folder(flags: Flags, recipe: Recipe) -> Path:
     """
     folder = Path(flags.run or f"runs/{recipe.name}-{datetime.datetime.now():%Y%m%d-%H%M%S}")
     if folder.exists() or folder.is_symlink():
-        raise BadInput(f"--run {folder} exists already and is left as it is: give another name")
+        raise _exists(folder)
     parent = next(p for p in folder.absolute().parents if p.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise BadInput(f"--run {folder} can't be made: {parent} is not a folder that can be written")
     return folder
+
+
+def _exists(folder: Path) -> BadInput:
+    return BadInput(f"--run {folder} exists already and is left as it is: give another name")
 
 
 def describe(
@@ -74,7 +78,7 @@ class RunLog:
     """Writes a run's folder and shows its progress; does nothing on processes other than the first.
 
     Args:
-      folder: made here; must not exist.
+      folder: made here; `BadInput` where it exists or can't be made.
       config: see `describe`.
       steps: updates of the run, for the bar.
       step_tokens: tokens of one update.
@@ -88,7 +92,12 @@ class RunLog:
         self._since: float | None = None
         if not writes:
             return
-        folder.mkdir(parents=True)
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:  # made by another run since `run_folder` looked
+            raise _exists(folder) from None
+        except OSError as error:
+            raise BadInput(f"--run {folder} can't be made: {error.strerror}; give a folder that can") from None
         self.write_config()
         self._metrics = open(folder / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115, closed by finish
         self._console = Console(stderr=True)

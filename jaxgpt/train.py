@@ -198,7 +198,7 @@ def main(argv: list[str] | None = None) -> None:
     devices = mesh.make_mesh(flags.mesh)
     platform = devices.devices.flat[0].platform
     recipe, flags, overrides = recipe_and_flags(argv, PROG, default_recipe(flags, accelerator=platform != "cpu"))
-    if flags.recipe is None and flags.data is None:
+    if flags.recipe is None and flags.data is None and recipe.data.tokens == "bytes":
         print(embedded_notice(recipe, flags), flush=True)
     exactly = precision(recipe, flags.dtype, attention="exact" if platform == "cpu" else "fast")
     jax.config.update("jax_enable_x64", "float64" in dataclasses.astuple(exactly))
@@ -271,9 +271,13 @@ def main(argv: list[str] | None = None) -> None:
             for done in range(steps + 1):
                 if done % data.val_every == 0 or done == steps:
                     record()
-                    log.validation(
-                        done, validate(evaluate, state.params, devices, val_inputs, val_targets, val_micro_batch)
-                    )
+                    val_loss = validate(evaluate, state.params, devices, val_inputs, val_targets, val_micro_batch)
+                    if not math.isfinite(val_loss):
+                        raise NotFinite(
+                            f"val_loss after {done} steps is {val_loss}: lower --optimizer.lr or look at the weights that "
+                            "the run started from"
+                        )
+                    log.validation(done, val_loss)
                     log.start_clock()
                 if done == steps:
                     break

@@ -196,7 +196,7 @@ def main(argv: list[str] | None = None) -> None:
     devices = mesh.make_mesh(flags.mesh)
     on_cpu = devices.device.type == "cpu"
     recipe, flags, overrides = recipe_and_flags(argv, PROG, default_recipe(flags, accelerator=not on_cpu))
-    if flags.recipe is None and flags.data is None and devices.rank == 0:
+    if flags.recipe is None and flags.data is None and recipe.data.tokens == "bytes" and devices.rank == 0:
         print(embedded_notice(recipe, flags), flush=True)
     exactly = precision(recipe, flags.dtype, attention="exact" if on_cpu else "fast")
     data, config = recipe.data, recipe.model
@@ -264,9 +264,13 @@ def main(argv: list[str] | None = None) -> None:
             for done in range(steps + 1):
                 if done % data.val_every == 0 or done == steps:
                     record()
-                    log.validation(
-                        done, validate(program.evaluate, state, devices, val_inputs, val_targets, val_micro_batch)
-                    )
+                    val_loss = validate(program.evaluate, state, devices, val_inputs, val_targets, val_micro_batch)
+                    if not math.isfinite(val_loss):
+                        raise NotFinite(
+                            f"val_loss after {done} steps is {val_loss}: lower --optimizer.lr or look at the weights that "
+                            "the run started from"
+                        )
+                    log.validation(done, val_loss)
                     log.start_clock()
                 if done == steps:
                     break
