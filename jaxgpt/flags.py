@@ -106,7 +106,7 @@ def overrides(base: Recipe, recipe: Recipe) -> dict[str, object]:
 
 
 def _recipe_name(argv: list[str]) -> str | None:
-    """The last value of `--recipe`, needed before the rest can be read: the recipe gives every other flag its default."""
+    """The last value of `--recipe`, needed before the rest is read: the recipe gives every other flag its default."""
     name = None
     for i, word in enumerate(argv):
         if word.startswith("--recipe="):

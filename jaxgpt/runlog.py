@@ -115,6 +115,8 @@ class RunLog:
         )
         self._task = self._bar.add_task(config["recipe"]["name"], total=steps, loss="loss -", rate="- tok/s")
         self._steps = steps
+        devices = config["devices"]
+        print(f"{config['recipe']['name']} on {len(devices)} x {devices[0]}, in {folder}: compiling", flush=True)
 
     def write_config(self, **more) -> None:
         """config.json, with `more` added, in place of the one before."""

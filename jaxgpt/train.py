@@ -274,8 +274,8 @@ def main(argv: list[str] | None = None) -> None:
                     val_loss = validate(evaluate, state.params, devices, val_inputs, val_targets, val_micro_batch)
                     if not math.isfinite(val_loss):
                         raise NotFinite(
-                            f"val_loss after {done} steps is {val_loss}: lower --optimizer.lr or look at the weights that "
-                            "the run started from"
+                            f"val_loss after {done} steps is {val_loss}: lower --optimizer.lr or look at the weights "
+                            "that the run started from"
                         )
                     log.validation(done, val_loss)
                     log.start_clock()
