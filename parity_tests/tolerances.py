@@ -1,15 +1,15 @@
 """How far apart two computations of the same thing may be: Frobenius-relative, unless a name says otherwise.
 
-Each allowance stands beside the largest difference that was measured over every recipe at reduced size (JAX 0.10.2, torch
-2.13, Python 3.11, CPU). There is a factor of about ten between the two, no more, for a loose tolerance hides a bug.
+Each allowance stands beside the largest difference that was measured over every recipe at reduced size (JAX 0.10.2,
+torch 2.13, Python 3.11, CPU). There is a factor of about ten between the two, no more: a loose tolerance hides a bug.
 """
 
 NEWTON_SCHULZ_TO_ORACLE = {
     "published": {"float64": 3e-12, "float32": 1e-4},
     "convergent": {"float64": 3e-12, "float32": 5e-4},
 }
-"""Measured in float64 3.1e-13; in float32 3.5e-6 for Gaussian matrices up to 768 x 3072, more for low rank and noise.
-Twelve steps of (2, -1.5, 0.5) lift noise a thousandth of the matrix to its size: 1.3e-4, the same in both frameworks."""
+"""Measured in float64 3.1e-13; in float32 3.5e-6 for Gaussian matrices up to 768 x 3072, more for low rank and
+noise. Twelve steps of (2, -1.5, 0.5) lift noise a thousandth of the matrix to its size: 1.3e-4 in both frameworks."""
 
 HIDDEN = {"float64": 1e-14, "float32": 5e-6}
 """Residual stream after each layer, and modules alone, forward and backward. Measured 9.4e-16 and 5.4e-7."""

@@ -1,0 +1,70 @@
+"""What the README says: its figures are those of the recorded runs, its commands are ones the programs take."""
+
+import json
+import re
+import shlex
+import statistics
+from pathlib import Path
+
+import pytest
+
+from jaxgpt.flags import recipe_and_flags
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+RUNS = ROOT / "benchmarks" / "results" / "muon-2024-10-12-h100"
+
+
+def metrics(trainer: str, key: str) -> dict[int, float]:
+    lines = (json.loads(line) for line in (RUNS / trainer / "metrics.jsonl").read_text().splitlines())
+    return {line["step"]: line[key] for line in lines if key in line}
+
+
+def row(name: str) -> list[str]:
+    """The cells of the row of the README's tables that starts with `name`."""
+    (line,) = [line for line in README.splitlines() if line.startswith(f"| {name}")]
+    return [cell.strip() for cell in line.strip("|").split("|")[1:]]
+
+
+def published() -> dict:
+    return json.loads((RUNS / "published.json").read_text())
+
+
+def test_rates_are_the_medians_of_the_recorded_steps():
+    rates = [statistics.median(metrics(t, "tokens_per_s").values()) for t in ("jaxgpt", "torch_ref")]
+    rates.append(524_288 / statistics.median(published()["step_ms"]) * 1000)
+    assert row("tokens/s") == [f"{round(rate, -1):,.0f}" for rate in rates[:2]] + [f"{round(rates[2], -2):,.0f}"]
+    assert row("ratio to the published") == [f"{rate / rates[2]:.2f}" for rate in rates[:2]] + ["1"]
+
+
+def test_peaks_and_compile_times_are_the_recorded_ones():
+    peaks = [max(metrics(t, "peak_bytes").values()) for t in ("jaxgpt", "torch_ref")] + [published()["peak_bytes"]]
+    assert row("peak memory") == [f"{peak / 2**30:.1f}" for peak in peaks]
+    compiled = [json.loads((RUNS / t / "config.json").read_text())["compile"] for t in ("jaxgpt", "torch_ref")]
+    assert row("compile")[:2] == [f"{each['seconds']:.1f}" for each in compiled]
+    assert compiled[0]["cache_hits"] == 0, "a cold compile"
+
+
+@pytest.mark.parametrize("step", [0, 200])
+def test_validation_losses_are_the_recorded_ones(step):
+    losses = [metrics(t, "val_loss")[step] for t in ("jaxgpt", "torch_ref")]
+    assert row(f"validation loss at step {step}")[:2] == [f"{loss:.4f}" for loss in losses]
+
+
+@pytest.mark.parametrize(
+    ("key", "says"), [("train_loss", "a training loss over the 200 steps is "), ("val_loss", "a validation loss ")]
+)
+def test_largest_differences_are_the_recorded_ones(key, says):
+    ours, theirs = metrics("jaxgpt", key), metrics("torch_ref", key)
+    apart = max(abs(ours[step] - theirs[step]) for step in ours)
+    assert re.search(rf"{says}{apart:.4f}", README.replace("\n", " "))
+
+
+def test_every_training_command_is_one_the_programs_take():
+    text = README.replace("\\\n", " ")
+    commands = re.findall(r"^(?:torchrun .*-m -- |python -m )((?:jaxgpt|torch_ref)\.train .*)$", text, re.M)
+    assert len(commands) >= 6
+    for command in commands:
+        program, *arguments = shlex.split(command)
+        recipe, _, _ = recipe_and_flags(arguments, program, "tiny")
+        assert recipe.name in arguments
