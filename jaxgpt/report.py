@@ -10,7 +10,6 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -23,10 +22,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from jaxgpt.curves import Comparison, Run, Series
 from jaxgpt.errors import BadInput
-
-if TYPE_CHECKING:  # compare computes what is shown here, and imports this file to show it
-    from jaxgpt.compare import Comparison, Run, Series
 
 MARK = "<!-- written by jaxgpt.compare -->"
 """A report's first line, by which a report that may be replaced is known."""
@@ -63,7 +60,7 @@ def check_folder(out: str) -> None:
         raise BadInput(f"--out {out} holds {min(held)!r}, which is no report of ours; give a new or empty folder")
 
 
-def write(out: str, compared: "Comparison", command: str) -> list[str]:
+def write(out: str, compared: Comparison, command: str) -> list[str]:
     """Write report.md and curves.png into the folder `out`, made where it isn't there.
 
     Returns: the paths of the two files.
@@ -81,7 +78,7 @@ def write(out: str, compared: "Comparison", command: str) -> list[str]:
     return [os.path.join(out, name) for name in files]
 
 
-def comparison_png(compared: "Comparison") -> bytes:
+def comparison_png(compared: Comparison) -> bytes:
     """Losses over tokens and over training time, and below them what the other curves are off the first, as a PNG.
 
     Where there are two runs, the distance of a published curve is left to the table: beside it, theirs would be flat.
@@ -106,14 +103,14 @@ def comparison_png(compared: "Comparison") -> bytes:
     return _png(figure)
 
 
-def single_png(curves: "Sequence[Run]") -> bytes:
+def single_png(curves: Sequence[Run]) -> bytes:
     """Losses over tokens of one run and of the published curves beside it, as a PNG."""
     figure = _figure(4.6, curves)
     _losses_over_tokens(figure.add_subplot(), curves)
     return _png(figure)
 
 
-def markdown(compared: "Comparison", command: str) -> str:
+def markdown(compared: Comparison, command: str) -> str:
     """The report as Markdown: every run's figures, tokens to the targets, differences, and the command that made it."""
     first = compared.curves[0].name.replace("`", "'")
     parts = [
@@ -138,7 +135,7 @@ def markdown(compared: "Comparison", command: str) -> str:
     return "\n\n".join([*parts, "## Command", f"```\n{command}\n```"]) + "\n"
 
 
-def print_tables(compared: "Comparison") -> None:
+def print_tables(compared: Comparison) -> None:
     """The main figures on standard output, in tables that fit 80 columns."""
     console = Console()
     for title, table in (
@@ -159,7 +156,7 @@ def _columns(table: list[list[str]], *names: str) -> list[list[str]]:
     return [[row[table[0].index(name)] for name in names] for row in table]
 
 
-def _runs_table(compared: "Comparison") -> list[list[str]]:
+def _runs_table(compared: Comparison) -> list[list[str]]:
     names = ["run", "trainer", "recipe", "devices", "steps", "tokens", "final val loss", "best val loss", "tokens/s"]
     table = [[*names, "peak memory", "training time"]]
     for c in compared.curves:
@@ -181,7 +178,7 @@ def _runs_table(compared: "Comparison") -> list[list[str]]:
     return table
 
 
-def _targets_table(compared: "Comparison") -> list[list[str]]:
+def _targets_table(compared: Comparison) -> list[list[str]]:
     table = [["run", *(name for target in compared.targets for name in (f"tokens to {target:g}", "ratio"))]]
     for curve, row in zip(compared.curves, compared.tokens_to, strict=True):
         cells = [curve.name]
@@ -192,7 +189,7 @@ def _targets_table(compared: "Comparison") -> list[list[str]]:
     return table
 
 
-def _differences_table(compared: "Comparison") -> list[list[str]]:
+def _differences_table(compared: Comparison) -> list[list[str]]:
     table = [["run"]]
     for kind in ("train", "val"):
         table[0] += [f"{kind} points", f"max abs {kind}", f"at {kind} step", f"final {kind}"]
@@ -236,7 +233,7 @@ def _time_unit(seconds: float) -> tuple[float, str]:
     return (3600, "h") if seconds >= 2 * 3600 else (60, "min") if seconds >= 120 else (1, "s")
 
 
-def _figure(height: float, curves: "Sequence[Run]") -> Figure:
+def _figure(height: float, curves: Sequence[Run]) -> Figure:
     """A figure whose legend, one line a curve, stands above everything else and adds to the height."""
     figure = Figure((WIDTH_INCHES, height + 0.21 * len(curves)), DOTS_PER_INCH, layout="constrained")
     FigureCanvasAgg(figure)
@@ -247,7 +244,7 @@ def _figure(height: float, curves: "Sequence[Run]") -> Figure:
     return figure
 
 
-def _style(i: int, curve: "Run") -> dict:
+def _style(i: int, curve: Run) -> dict:
     """Colour, marker and dashes of curve number `i`. The first is broad, so that it shows under one that lies on it."""
     return {
         "color": _COLOURS[i % len(_COLOURS)],
@@ -257,7 +254,7 @@ def _style(i: int, curve: "Run") -> dict:
     }
 
 
-def _losses_over_tokens(axes: Axes, curves: "Sequence[Run]") -> None:
+def _losses_over_tokens(axes: Axes, curves: Sequence[Run]) -> None:
     longest, shortest = max(c.tokens for c in curves), min(c.tokens for c in curves)
     units = ((1e9, "tokens (billions)"), (1e6, "tokens (millions)"), (1e3, "tokens (thousands)"))
     size, unit = next(((s, u) for s, u in units if longest >= s), (1.0, "tokens"))
@@ -283,7 +280,7 @@ def _losses_over_tokens(axes: Axes, curves: "Sequence[Run]") -> None:
         _fit(axes, low, high)
 
 
-def _losses_over_time(axes: Axes, curves: "Sequence[Run]") -> None:
+def _losses_over_time(axes: Axes, curves: Sequence[Run]) -> None:
     seconds = [c.train_time_s for c in curves if not math.isnan(c.train_time_s)]
     size, unit = _time_unit(max(seconds, default=0))
     for i, c in enumerate(curves):
@@ -294,7 +291,7 @@ def _losses_over_time(axes: Axes, curves: "Sequence[Run]") -> None:
         axes.text(0.5, 0.5, "no run recorded its training time", ha="center", transform=axes.transAxes, fontsize=_SMALL)
 
 
-def _draw(axes: Axes, i: int, curve: "Run", train_x: np.ndarray, val_x: np.ndarray) -> None:
+def _draw(axes: Axes, i: int, curve: Run, train_x: np.ndarray, val_x: np.ndarray) -> None:
     """One curve: training losses thin and pale, validation losses over them."""
     style = _style(i, curve)
     every = _stride(len(train_x), _MOST_POINTS)
@@ -303,7 +300,7 @@ def _draw(axes: Axes, i: int, curve: "Run", train_x: np.ndarray, val_x: np.ndarr
     axes.plot(val_x, curve.val.loss, **style, markersize=4, markevery=_marked(len(val_x)), zorder=2 + i)
 
 
-def _differences(axes: Axes, drawn: "list[tuple[int, Series]]", kind: str, curves: "Sequence[Run]") -> None:
+def _differences(axes: Axes, drawn: list[tuple[int, Series]], kind: str, curves: Sequence[Run]) -> None:
     for i, s in drawn:
         every = _stride(len(s), _MOST_POINTS)
         style = _style(i, curves[i]) | ({"marker": "", "linewidth": 0.9} if kind == "Train" else {"markersize": 4})

@@ -14,8 +14,10 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
+import jaxgpt.curves
 from jaxgpt import compare, published, report
-from jaxgpt.compare import Series, load_run, main, tokens_to
+from jaxgpt.compare import main
+from jaxgpt.curves import Series, load_run, tokens_to
 from jaxgpt.errors import BadInput
 
 # Last line of each published log: step, tokens, validation loss.
@@ -84,7 +86,9 @@ def tables(markdown: str) -> list[list[dict[str, str]]]:
 
 def rows_of(number: int, *folders: str, targets=(), **curves) -> list[dict[str, str]]:
     """The rows of a report's table: 0 the runs, 1 the tokens to the targets, 2 the differences."""
-    return tables(report.markdown(compare.compare(compare.load_curves(folders, **curves), targets), ""))[number]
+    return tables(report.markdown(jaxgpt.curves.compare(jaxgpt.curves.load_curves(folders, **curves), targets), ""))[
+        number
+    ]
 
 
 def report_of(tmp_path: Path, *arguments: str) -> str:
@@ -177,41 +181,43 @@ def test_a_loss_that_is_reached_at_the_start_needs_no_tokens():
 
 def test_the_record_of_2024_10_10_reached_3_28_after_3_216_billion_tokens():
     # 6125 steps: 3.2802, 6200 steps: 3.2785
-    reached = tokens_to(3.28, compare.published_run("muon-2024-10-10").val)
+    reached = tokens_to(3.28, jaxgpt.curves.published_run("muon-2024-10-10").val)
     assert reached == pytest.approx((6125 + 75 * 2 / 17) * STEP_TOKENS, rel=1e-9)
 
 
 def test_a_difference_is_the_other_minus_the_first():
-    assert compare.difference(curve([5.0, 4.0]), curve([5.5, 3.75])).loss.tolist() == [0.5, -0.25]
+    assert jaxgpt.curves.difference(curve([5.0, 4.0]), curve([5.5, 3.75])).loss.tolist() == [0.5, -0.25]
 
 
 def test_a_difference_is_taken_at_the_steps_both_have():
-    found = compare.difference(curve([5, 4, 3, 2, 1], every=2), curve([9, 8, 7], every=3))
+    found = jaxgpt.curves.difference(curve([5, 4, 3, 2, 1], every=2), curve([9, 8, 7], every=3))
     assert (found.step.tolist(), found.loss.tolist()) == ([0, 6], [4.0, 5.0])
 
 
 def test_points_of_equal_step_and_unequal_tokens_are_not_compared():
-    assert compare.difference(curve([5, 4, 3], step_tokens=100), curve([5, 4, 3], step_tokens=200)).step.tolist() == [0]
+    assert jaxgpt.curves.difference(
+        curve([5, 4, 3], step_tokens=100), curve([5, 4, 3], step_tokens=200)
+    ).step.tolist() == [0]
 
 
 def test_3_28_is_the_target_where_a_published_curve_gets_there():
-    curves = [compare.published_run(name) for name in ("muon-2024-10-10", "adamw-2024-06-06")]
-    assert compare.default_targets(curves) == [3.28]
+    curves = [jaxgpt.curves.published_run(name) for name in ("muon-2024-10-10", "adamw-2024-06-06")]
+    assert jaxgpt.curves.default_targets(curves) == [3.28]
 
 
 def test_what_all_reach_is_a_second_target_where_one_misses_3_28():
-    curves = [compare.published_run(name) for name in ("muon-2024-10-10", "opt-adam-2024-10-29")]
-    assert compare.default_targets(curves) == [3.28, 3.3406]
+    curves = [jaxgpt.curves.published_run(name) for name in ("muon-2024-10-10", "opt-adam-2024-10-29")]
+    assert jaxgpt.curves.default_targets(curves) == [3.28, 3.3406]
 
 
 def test_without_published_curves_the_target_is_the_worse_final_loss_rounded_up(tmp_path):
     runs = [load_run(write(tmp_path / f"r{loss}", lines(val=[5, loss]))) for loss in (2.5, 2.00001, 2.70001)]
-    assert compare.default_targets(runs) == [2.7001]
+    assert jaxgpt.curves.default_targets(runs) == [2.7001]
 
 
 def test_a_run_that_never_got_3_28_makes_no_published_target(tmp_path):
     run = load_run(write(tmp_path / "a", lines(val=[5, 3.0])))
-    assert compare.default_targets([run]) == [3.0]
+    assert jaxgpt.curves.default_targets([run]) == [3.0]
 
 
 # Reading a run's folder
@@ -514,7 +520,7 @@ def test_the_picture_shows_the_difference_below(drawn):
 
 
 def test_the_legend_names_trainer_recipe_and_devices(two):
-    (legend,) = report._figure(4.0, compare.load_curves(two)).legends
+    (legend,) = report._figure(4.0, jaxgpt.curves.load_curves(two)).legends
     assert [text.get_text() for text in legend.get_texts()] == [
         "first: jaxgpt, tiny, 2 x NVIDIA H100",
         "second: torch_ref, tiny, 2 x NVIDIA H100",
@@ -544,7 +550,7 @@ def test_training_and_validation_losses_are_drawn_over_tokens(two):
 
 
 def test_the_loss_at_step_0_does_not_squash_the_rest():
-    low, high = axes_of(compare.published_run("modern-2024-10-14")).get_ylim()
+    low, high = axes_of(jaxgpt.curves.published_run("modern-2024-10-14")).get_ylim()
     assert 3.2 < low < 3.2741
     assert 3.8 < high < 3.9  # 16.0 at step 0, 3.83 after a tenth
 
@@ -556,26 +562,26 @@ def test_the_end_of_a_curve_is_always_on_the_axis(tmp_path):
 
 def test_a_short_run_beside_a_long_one_gets_a_logarithmic_axis(tmp_path):
     run = load_run(write(tmp_path / "a", lines(val=[11, 5, 4], every=125)))
-    assert axes_of(run, compare.published_run("muon-2024-10-10")).get_xscale() == "log"
+    assert axes_of(run, jaxgpt.curves.published_run("muon-2024-10-10")).get_xscale() == "log"
 
 
 def test_a_logarithmic_axis_leaves_out_step_0(tmp_path):
     run = load_run(write(tmp_path / "a", lines(val=[11, 5, 4], every=125)))
-    axis = axes_of(run, compare.published_run("muon-2024-10-10")).xaxis
+    axis = axes_of(run, jaxgpt.curves.published_run("muon-2024-10-10")).xaxis
     assert not np.isfinite(axis.get_transform().transform(np.zeros(1))).any()
 
 
 def test_a_run_without_tokens_yet_makes_no_logarithmic_axis(tmp_path):
     run = load_run(write(tmp_path / "a", lines(val=[11])))
-    assert axes_of(run, compare.published_run("muon-2024-10-10")).get_xscale() == "linear"
+    assert axes_of(run, jaxgpt.curves.published_run("muon-2024-10-10")).get_xscale() == "linear"
 
 
 def test_curves_of_like_length_get_a_linear_axis():
-    assert axes_of(*map(compare.published_run, ("muon-2024-10-10", "llmc-2024-10-13"))).get_xscale() == "linear"
+    assert axes_of(*map(jaxgpt.curves.published_run, ("muon-2024-10-10", "llmc-2024-10-13"))).get_xscale() == "linear"
 
 
 def test_a_published_curve_is_dashed():
-    assert axes_of(compare.published_run("muon-2024-10-10")).lines[-1].get_linestyle() == "--"
+    assert axes_of(jaxgpt.curves.published_run("muon-2024-10-10")).lines[-1].get_linestyle() == "--"
 
 
 AWKWARD = {
