@@ -14,8 +14,8 @@ STEP = SEQUENCES * CONTEXT
 
 @pytest.fixture
 def shards(tmp_path):
-    """Three shards: several steps and a rest, exactly one step, and two steps that lack one token, the last target."""
-    lengths = [5 * STEP + 7, STEP + 1, 2 * STEP]
+    """Shards of several steps and a rest, of just one step, of two steps less the last target, and of just two."""
+    lengths = [5 * STEP + 7, STEP + 1, 2 * STEP, 2 * STEP + 1]
     paths, contents, first = [], [], 0
     for i, length in enumerate(lengths):
         header = np.zeros(256, "<i4")
