@@ -1,11 +1,23 @@
-"""Settings of the whole ladder: CPU, float64 allowed, 8 virtual devices; and which tests are chosen."""
+"""Settings of the whole ladder: CPU, float64 allowed, 8 virtual devices; which tests are chosen; running a trainer."""
 
+import json
 import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
+import numpy as np
+import pytest
 import torch
+from safetensors.numpy import save_file
+
+from jaxgpt.shards import write_shard
+from parity_tests.programs import ROOT, Ended, tiny_weights
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_num_cpu_devices", 8)
@@ -21,3 +33,75 @@ def pytest_collection_modifyitems(config, items):
         slow = [item for item in items if item.get_closest_marker("full")]
         items[:] = [item for item in items if item not in slow]
         config.hook.pytest_deselected(items=slow)
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory) -> dict[str, str]:
+    """A CPU without network or flags from outside; what is compiled is kept for this session's other tests."""
+    outside = re.compile("(?i)_proxy$|^(JAX|XLA|HF|TORCH|MPL)|^(RANK|WORLD_SIZE|LOCAL_RANK|LOCAL_WORLD_SIZE|COLUMNS)$")
+    return {name: value for name, value in os.environ.items() if not outside.search(name)} | {
+        "PYTHONPATH": str(ROOT),
+        "JAX_PLATFORMS": "cpu",
+        "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache")),
+    }
+
+
+@pytest.fixture(scope="session")
+def run(environment) -> Callable[..., Ended]:
+    """run(folder, module, words...): `python -m module words...` there."""
+
+    def run(folder: Path, module: str, *words: str) -> Ended:
+        command = [sys.executable, "-m", module, *words]
+        ended = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=180)
+        return Ended(ended.returncode, ended.stdout, ended.stderr)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def run_all(environment) -> Callable[..., dict[str, Ended]]:
+    """run_all(folder, module, jobs): name -> how the run of the job's words ended, one after another or `together`.
+
+    A job whose name is a key of `BEFORE` has that done first.
+    """
+
+    def run_all(folder: Path, module: str, jobs: dict[str, list[str]], together: bool = False) -> dict[str, Ended]:
+        program = f"from parity_tests.programs import drive; drive({module!r}, {jobs!r}, {together!r})"
+        command = [sys.executable, "-c", program]
+        ended = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
+        assert ended.returncode == 0, ended.stderr
+        return {name: Ended(*each) for name, each in json.loads(ended.stdout).items()}
+
+    return run_all
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory) -> Path:
+    """A folder with good and bad shards, weights, and a run."""
+    folder = tmp_path_factory.mktemp("shards")
+    ids = np.random.default_rng(0).integers(0, 256, 2100)
+    for name, each in (("text_train_000001", ids), ("text_val_000000", ids[:1100]), ("short", ids[:1024])):
+        write_shard(folder / f"{name}.bin", each)
+    good = (folder / "text_train_000001.bin").read_bytes()
+    for name, word, value in (("magic", 0, 20240801), ("version", 1, 7)):
+        header = np.frombuffer(good[:1024], "<i4").copy()
+        header[word] = value
+        (folder / f"{name}.bin").write_bytes(header.tobytes() + good[1024:])
+    (folder / "cut.bin").write_bytes(good[:5000])
+    (folder / "long.bin").write_bytes(good + b"\0" * 76)
+    (folder / "stub.bin").write_bytes(good[:100])
+    ids[77] = 256
+    write_shard(folder / "ids.bin", ids)
+    save_file(tiny_weights(), folder / "tiny.safetensors")
+    nan = {name: weight * np.nan for name, weight in tiny_weights(width=64, layers=2).items()}
+    save_file(nan, folder / "nan.safetensors")
+    save_file(tiny_weights(width=192), folder / "wide.safetensors")
+    save_file(tiny_weights(qkv=("c_q", "c_k", "c_v")), folder / "modern.safetensors")
+    (folder / "cut.safetensors").write_bytes((folder / "tiny.safetensors").read_bytes()[:-100])
+    (folder / "folder").mkdir()
+    (folder / "runs" / "old").mkdir(parents=True)
+    (folder / "runs" / "old" / "metrics.jsonl").write_text('{"step": 0}\n', encoding="utf-8")
+    return folder
