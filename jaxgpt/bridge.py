@@ -1,7 +1,8 @@
 """Weights to and from torch_ref, through one safetensors file in torch's names and layout.
 
 Tensors are called `model.<name>`, such as `model.h.3.attn.c_attn.weight`, and are (out, in) as `nn.Linear` has them.
-JAX stacks the layers, keeps queries, keys and values apart, and has kernels (in, out).
+JAX stacks the layers, keeps queries, keys and values apart, and has kernels (in, out). Tensors that a recipe keeps in
+bfloat16 are float32 in the file, which loses nothing.
 
 `python -m jaxgpt.bridge --recipe NAME --out FILE` writes initial weights that both trainers can start from.
 """
@@ -13,6 +14,7 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from safetensors import SafetensorError, safe_open
@@ -27,50 +29,60 @@ from jaxgpt.recipes import ModelConfig, Recipe, named
 Params = dict
 
 
-def to_torch(params: Params, config: ModelConfig) -> dict[str, np.ndarray]:
-    """torch_ref's name -> weight, in its layout, of JAX's parameters; dtypes are kept."""
-    weights = {"wte.weight": np.asarray(params["wte"])}
-    for module, names in params["h"].items():
-        kernels = {name: np.asarray(leaf["kernel"]) for name, leaf in names.items()}
-        if module == "attn" and config.qkv == "fused":
-            kernels["c_attn"] = np.concatenate([kernels.pop(n) for n in ("c_q", "c_k", "c_v")], axis=-1)
-        for name, kernel in kernels.items():
-            for layer in range(config.layers):
-                weights[f"h.{layer}.{module}.{name}.weight"] = np.ascontiguousarray(kernel[layer].T)
+def to_torch(params: Params, config: ModelConfig, transpose: bool = True) -> dict[str, np.ndarray]:
+    """torch_ref's name -> weight, in its layout, of JAX's parameters or of a part of them; dtypes are kept.
+
+    Without `transpose` kernels stay as they are: for statistics of one side of a matrix, which have no other.
+    """
+    weights: dict[str, np.ndarray] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        module, _, part = jax.tree_util.keystr(path, simple=True, separator=".").rpartition(".")
+        if not module:  # an embedding is an array, not a module with a weight
+            module, part = part, "weight"
+        array = np.asarray(leaf)
+        if part == "kernel":
+            part, array = "weight", array.mT if transpose else array
+        if not module.startswith("h."):
+            weights[f"{module}.{part}"] = array
+            continue
+        for layer in range(config.layers):
+            weights[f"h.{layer}.{module.removeprefix('h.')}.{part}"] = np.ascontiguousarray(array[layer])
+    if config.qkv == "fused":
+        for name in [name for name in weights if ".c_q." in name]:
+            parts = [weights.pop(name.replace(".c_q.", f".c_{each}.")) for each in "qkv"]
+            weights[name.replace(".c_q.", ".c_attn.")] = np.concatenate(parts)
     return weights
 
 
-def from_torch(weights: dict[str, np.ndarray], config: ModelConfig) -> Params:
+def from_torch(weights: dict[str, np.ndarray], config: ModelConfig, transpose: bool = True) -> Params:
     """The reverse of `to_torch`: JAX's parameters, as NumPy arrays."""
-
-    def kernel(name: str) -> np.ndarray:
-        return np.stack([weights[f"h.{layer}.{name}.weight"].T for layer in range(config.layers)])
-
-    if config.qkv == "fused":
-        qkv = dict(zip(("c_q", "c_k", "c_v"), np.split(kernel("attn.c_attn"), 3, axis=-1), strict=True))
-    else:
-        qkv = {name: kernel(f"attn.{name}") for name in ("c_q", "c_k", "c_v")}
-    attn = qkv | {"c_proj": kernel("attn.c_proj")}
-    mlp = {name: kernel(f"mlp.{name}") for name in ("c_fc", "c_proj")}
-    return {
-        "wte": weights["wte.weight"],
-        "h": {module: {n: {"kernel": k} for n, k in each.items()} for module, each in (("attn", attn), ("mlp", mlp))},
-    }
-
-
-def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """torch_ref's name -> shape of every weight of the model."""
-    d, f = config.width, config.mlp_width
-    attn = {"c_attn": (3 * d, d)} if config.qkv == "fused" else dict.fromkeys(("c_q", "c_k", "c_v"), (d, d))
-    block: dict[str, tuple[int, ...]] = {f"attn.{n}": s for n, s in attn.items()}
-    block |= {"attn.c_proj": (d, d), "mlp.c_fc": (f, d), "mlp.c_proj": (d, f)}
-    layers = {f"h.{i}.{n}.weight": s for i in range(config.layers) for n, s in block.items()}
-    return {"wte.weight": (config.vocab, d)} | layers
+    apart: dict[str, np.ndarray] = {}
+    for name, weight in weights.items():
+        if ".c_attn." in name:
+            apart |= {name.replace(".c_attn.", f".c_{n}."): w for n, w in zip("qkv", np.split(weight, 3), strict=True)}
+        else:
+            apart[name] = weight
+    params: Params = {}
+    for name in [name for name in apart if not name.startswith("h.") or name.startswith("h.0.")]:
+        array, path = apart[name], name.split(".")
+        if path[0] == "h":
+            array = np.stack([apart[f"h.{layer}.{'.'.join(path[2:])}"] for layer in range(config.layers)])
+            path = ["h", *path[2:]]
+            if path[1] in ("attn", "mlp") and path[-1] == "weight":
+                path, array = [*path[:-1], "kernel"], array.mT if transpose else array
+        elif path[0] in ("wte", "wpe"):
+            path = path[:1]
+        node = params
+        for key in path[:-1]:
+            node = node.setdefault(key, {})
+        node[path[-1]] = array
+    return params
 
 
 def save_state(path: str | Path, params: Params, recipe: Recipe, step: int = 0) -> None:
     """Write the weights after `step` updates; a file of that name is replaced whole or not at all."""
-    tensors = {f"model.{name}": weight for name, weight in to_torch(params, recipe.model).items()}
+    wide = lambda w: w if w.itemsize >= 4 else w.astype(np.float32)  # noqa: E731
+    tensors = {f"model.{name}": wide(weight) for name, weight in to_torch(params, recipe.model).items()}
     versions = {package: importlib.metadata.version(package) for package in ("jax", "flax")}
     metadata = {"recipe": recipe.name, "step": str(step), "versions": json.dumps(versions)}
     new = Path(f"{path}.new")
@@ -78,13 +90,14 @@ def save_state(path: str | Path, params: Params, recipe: Recipe, step: int = 0) 
     new.replace(path)
 
 
-def load_state(path: str | Path, recipe: Recipe, dtype: str = "float32") -> Params:
-    """Read weights that either trainer wrote, as NumPy arrays of `dtype` in JAX's tree.
+def load_state(path: str | Path, recipe: Recipe, dtype: str = "float32", embedding: str | None = None) -> Params:
+    """Read weights that either trainer wrote, as NumPy arrays of `dtype` (the embedding: `embedding`) in JAX's tree.
 
     Raises:
       BadInput: no such file, not a safetensors file, or a tensor that is missing, unknown or of another shape.
     """
-    wanted = shapes(recipe.model)
+    wanted = recipe.model.shapes
+    dtypes = {"wte.weight": jnp.dtype(embedding or dtype)}
     try:
         with safe_open(path, framework="numpy") as file:
             found = {name.removeprefix("model."): name for name in file.keys() if name.startswith("model.")}  # noqa: SIM118
@@ -99,7 +112,7 @@ def load_state(path: str | Path, recipe: Recipe, dtype: str = "float32") -> Para
                 raise BadInput(
                     f"--init-from {path}: {recipe.name} has no weight {extra[0]}; give the file's own recipe"
                 )
-            weights = {name: file.get_tensor(found[name]).astype(dtype) for name in wanted}
+            weights = {n: file.get_tensor(found[n]).astype(dtypes.get(n, jnp.dtype(dtype))) for n in wanted}
     except (OSError, SafetensorError) as error:
         raise BadInput(
             f"--init-from {path} can't be read as safetensors ({error}): give a file of either trainer"

@@ -2,9 +2,10 @@
 
 Letters: B batch, T sequence, D width, H heads, K head width, F MLP width, V vocabulary rows, L layers.
 The blocks are one `Block` whose weights carry a leading L axis, so that Muon finds its matrices stacked. Weights have
-the names of torch_ref's; kernels are (in, out) as Flax has them.
+the names of torch_ref's; kernels are (in, out) as Flax has them, embedding and head (V, D) as torch does.
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -16,7 +17,11 @@ from jaxtyping import Array, Float, Int
 
 from jaxgpt.attention import attend
 from jaxgpt.init import initializer
+from jaxgpt.loss import cap, logits
 from jaxgpt.recipes import DType, ModelConfig
+
+Make = Callable[..., nnx.Module]
+"""linear(fan_in, fan_out, name) and norm(name): layers with the initial weights of that name."""
 
 
 def rms_norm(x: Float[Array, "*batch D"], eps: float) -> Float[Array, "*batch D"]:
@@ -25,14 +30,44 @@ def rms_norm(x: Float[Array, "*batch D"], eps: float) -> Float[Array, "*batch D"
     return (wide * lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + eps)).astype(x.dtype)
 
 
-def rotary_tables(config: ModelConfig, length: int, dtype: DType) -> tuple[jax.Array, jax.Array]:
-    """Cosines and sines (T, 1, 2, K/2) of t * 10000^(-2i/K) (arXiv 2104.09864), signed for `rotate` to need no halves.
+class Norm(nnx.Module):
+    """A recipe's norm over the last axis: RMSNorm with or without gain, or LayerNorm (arXiv 1607.06450).
 
-    The angles are float64, then rounded once to the recipe's table dtype: what the two frameworks make of them can't
-    differ, as it does when each takes its own float32 power. `dtype` is the computation's; float64 keeps them exact
-    where the recipe has float32 tables.
+    Statistics, gain and bias are taken in at least float32, the gain rounded to x's dtype first; so is the result.
     """
-    frequencies = 10000.0 ** (-np.arange(0, config.head_width, 2) / config.head_width)
+
+    def __init__(self, config: ModelConfig, parameter: Callable[[str], nnx.Param]):
+        self.config = config
+        if config.norm != "rms":
+            self.weight = parameter("weight")
+        if config.norm == "layer":
+            self.bias = parameter("bias")
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(..., D) -> (..., D)."""
+        if self.config.norm == "rms":
+            return rms_norm(x, self.config.norm_eps)
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        if self.config.norm == "layer":
+            wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
+        wide = wide * lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.config.norm_eps)
+        wide = wide * self.weight[...].astype(x.dtype)
+        return (wide + self.bias[...] if self.config.norm == "layer" else wide).astype(x.dtype)
+
+
+def rotary_tables(config: ModelConfig, length: int, dtype: DType) -> tuple[jax.Array, jax.Array]:
+    """Cosines and sines (T, 1, 2, K/2) of t * frequency (arXiv 2104.09864), signed for `rotate` to need no halves.
+
+    "rotary": 10000^(-2i/K). "half_rotary": 1024^(-4i/(K-4)) for the first K/4 pairs, 0 for the others. Angles are
+    float64, then rounded once to the recipe's table dtype: what the two frameworks make of them can't differ, as it
+    does when each takes its own float32 power. `dtype` is the computation's; float64 keeps them exact where the recipe
+    has float32 tables.
+    """
+    pairs = config.head_width // 2
+    if config.positions == "half_rotary":
+        frequencies = np.append(1024.0 ** -np.linspace(0, 1, pairs // 2), np.zeros(pairs // 2))
+    else:
+        frequencies = 10000.0 ** (-np.arange(pairs) / pairs)
     angles_TK = np.arange(length)[:, None] * frequencies
     cos = np.stack([np.cos(angles_TK), np.cos(angles_TK)], axis=1)[:, None]
     sin = np.stack([np.sin(angles_TK), -np.sin(angles_TK)], axis=1)[:, None]
@@ -53,7 +88,7 @@ def rotate(x_BTHK: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
 class Attention(nnx.Module):
     """Causal self-attention. Queries, keys and values are three products, also where a recipe's file has them fused."""
 
-    def __init__(self, config: ModelConfig, linear):
+    def __init__(self, config: ModelConfig, linear: Make):
         self.config = config
         self.c_q = linear(config.width, config.width, "attn.c_q.weight")
         self.c_k = linear(config.width, config.width, "attn.c_k.weight")
@@ -64,28 +99,31 @@ class Attention(nnx.Module):
         self, x_BTD: jax.Array, tables: tuple[jax.Array, jax.Array], implementation: Literal["exact", "fast"]
     ) -> jax.Array:
         """(B, T, D) -> (B, T, D)."""
-        heads = (*x_BTD.shape[:2], self.config.heads, self.config.head_width)
+        config = self.config
+        heads = (*x_BTD.shape[:2], config.heads, config.head_width)
         q, k, v = (c(x_BTD).reshape(heads) for c in (self.c_q, self.c_k, self.c_v))
         dtype = v.dtype
-        q, k = rotate(q, tables), rotate(k, tables)
-        if self.config.qk_norm == "after_rotary":
-            q, k = rms_norm(q, self.config.qk_norm_eps), rms_norm(k, self.config.qk_norm_eps)
-        y_BTHK = attend(q.astype(dtype), k.astype(dtype), v, implementation)
+        if config.qk_norm == "before_rotary":
+            q, k = rms_norm(q, config.qk_norm_eps), rms_norm(k, config.qk_norm_eps)
+        if config.positions != "learned":
+            q, k = rotate(q, tables), rotate(k, tables)
+        if config.qk_norm == "after_rotary":
+            q, k = rms_norm(q, config.qk_norm_eps), rms_norm(k, config.qk_norm_eps)
+        y_BTHK = attend(q.astype(dtype), k.astype(dtype), v, implementation, config.attention_scale)
         return self.c_proj(y_BTHK.reshape(x_BTD.shape))
 
 
 class MLP(nnx.Module):
     """Two products with the activation between them."""
 
-    def __init__(self, config: ModelConfig, linear):
+    def __init__(self, config: ModelConfig, linear: Make):
         self.config = config
         self.c_fc = linear(config.width, config.mlp_width, "mlp.c_fc.weight")
         self.c_proj = linear(config.mlp_width, config.width, "mlp.c_proj.weight")
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         """(B, T, D) -> (B, T, D)."""
-        activation = {"gelu": gelu, "relu_squared": relu_squared}[self.config.activation]
-        return self.c_proj(activation(self.c_fc(x_BTD)))
+        return self.c_proj(ACTIVATIONS[self.config.activation](self.c_fc(x_BTD)))
 
 
 @jax.checkpoint
@@ -95,29 +133,50 @@ def gelu(x: jax.Array) -> jax.Array:
     return jax.nn.gelu(wide, approximate=False).astype(x.dtype)
 
 
+@jax.checkpoint
+def gelu_tanh(x: jax.Array) -> jax.Array:
+    """GPT-2's approximation of `gelu` (arXiv 1606.08415), in at least float32. Only x is kept for the backward pass."""
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return jax.nn.gelu(wide, approximate=True).astype(x.dtype)
+
+
 def relu_squared(x: jax.Array) -> jax.Array:
     """max(x, 0)^2 (arXiv 2109.08668)."""
     return jnp.square(jax.nn.relu(x))
 
 
-class Block(nnx.Module):
-    """Pre-norm residual block. The residual stream keeps the weights' dtype; what is added has the compute dtype."""
+ACTIVATIONS = {"gelu": gelu, "gelu_tanh": gelu_tanh, "relu_squared": relu_squared}
 
-    def __init__(self, config: ModelConfig, linear):
+
+class Block(nnx.Module):
+    """Pre-norm residual block. The residual stream keeps the embedding's dtype; what is added has the compute dtype."""
+
+    def __init__(self, config: ModelConfig, linear: Make, norm: Make):
         self.config = config
+        self.ln_1 = norm("ln_1")
         self.attn = Attention(config, linear)
+        self.ln_2 = norm("ln_2")
         self.mlp = MLP(config, linear)
 
     def __call__(
         self, x_BTD: jax.Array, tables: tuple[jax.Array, jax.Array], implementation: Literal["exact", "fast"]
     ) -> jax.Array:
         """(B, T, D) -> (B, T, D)."""
-        y_BTD = self.attn(rms_norm(x_BTD, self.config.norm_eps), tables, implementation)
+        y_BTD = self.attn(self.ln_1(x_BTD), tables, implementation)
         if self.config.attention_output_scale == "inverse_sqrt_2L":
             # A bfloat16 times a Python number is rounded once, as torch does; JAX alone would round the number first.
             y_BTD = (y_BTD.astype(x_BTD.dtype) * (2 * self.config.layers) ** -0.5).astype(y_BTD.dtype)
         x_BTD = x_BTD + y_BTD
-        return x_BTD + self.mlp(rms_norm(x_BTD, self.config.norm_eps))
+        return x_BTD + self.mlp(self.ln_2(x_BTD))
+
+
+class Head(nnx.Module):
+    """An untied head: a weight (V, D), a bias (V,) where the recipe has biases."""
+
+    def __init__(self, config: ModelConfig, parameter: Callable[[str, tuple[int, ...]], nnx.Param]):
+        self.weight = parameter("lm_head.weight", (config.vocab, config.width))
+        if config.biases:
+            self.bias = parameter("lm_head.bias", (config.vocab,))
 
 
 class GPT(nnx.Module):
@@ -127,7 +186,8 @@ class GPT(nnx.Module):
       config: the recipe's model.
       rngs: where the initial weights are drawn from.
       compute: dtype of matrix products; the recipe's where absent.
-      parameters: dtype of weights and residual stream.
+      parameters: dtype of weights.
+      embedding: dtype of the embedding and of the residual stream; that of `parameters` where absent.
       attention: see `jaxgpt.attention.attend`.
     """
 
@@ -138,11 +198,18 @@ class GPT(nnx.Module):
         rngs: nnx.Rngs,
         compute: DType | None = None,
         parameters: DType = "float32",
+        embedding: DType | None = None,
         attention: Literal["exact", "fast"] = "exact",
     ):
         self.config = config
         self.compute = compute or config.compute_dtype
         self.attention = attention
+
+        def parameter(name: str, shape: tuple[int, ...], rngs: nnx.Rngs = rngs) -> nnx.Param:
+            return nnx.Param(initializer(config, name)(rngs.params(), shape, jnp.dtype(parameters)))
+
+        def norm(name: str, rngs: nnx.Rngs = rngs) -> Norm:
+            return Norm(config, lambda part: parameter(f"{name}.{part}", (config.width,), rngs))
 
         def block(key: jax.Array) -> Block:
             rngs = nnx.Rngs(key)
@@ -151,21 +218,42 @@ class GPT(nnx.Module):
                 return nnx.Linear(
                     fan_in,
                     fan_out,
-                    use_bias=False,
+                    use_bias=config.biases,
                     dtype=jnp.dtype(self.compute),
                     param_dtype=jnp.dtype(parameters),
                     kernel_init=initializer(config, name),
                     rngs=rngs,
                 )
 
-            return Block(config, linear)
+            return Block(config, linear, lambda name: norm(name, rngs))
 
-        self.wte = nnx.Param(
-            initializer(config, "wte.weight")(rngs.params(), (config.vocab, config.width), jnp.dtype(parameters))
-        )
+        wte_VD = parameter("wte.weight", (config.vocab, config.width))[...]
+        self.wte = nnx.Param(wte_VD.astype(embedding or parameters))
         layer, _ = nnx.split(nnx.eval_shape(lambda: block(jax.random.key(0))))
         stacked = jax.vmap(lambda key: nnx.split(block(key))[1])(jax.random.split(rngs.params(), config.layers))
         self.h = nnx.merge(layer, stacked)
+        if config.positions == "learned":
+            self.wpe = parameter("wpe.weight", (config.context, config.width))
+        if config.embedding_norm:
+            self.ln_e = norm("ln_e")
+        self.ln_f = norm("ln_f")
+        if config.head == "untied":
+            self.lm_head = Head(config, parameter)
+
+    def head(self) -> tuple[Float[Array, "V D"], Float[Array, " V"] | None]:
+        """What makes logits of `hidden`: a matrix, and a bias where the recipe has one."""
+        if self.config.head == "tied":
+            return self.wte[...], None
+        return self.lm_head.weight[...], self.lm_head.bias[...] if self.config.biases else None
+
+    def embed(self, tokens_BT: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        """The residual stream before the first block."""
+        # Widened first: its gradient, a sum over all places where a token stands, would else be taken in bfloat16.
+        wte_VD = self.wte[...]
+        x_BTD = wte_VD.astype(jnp.promote_types(wte_VD.dtype, jnp.float32))[tokens_BT].astype(wte_VD.dtype)
+        if self.config.positions == "learned":
+            x_BTD = x_BTD + self.wpe[: tokens_BT.shape[1]]
+        return self.ln_e(x_BTD) if self.config.embedding_norm else x_BTD
 
     def hidden(self, tokens_BT: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         """The residual stream after the last block and its norm: what the head multiplies."""
@@ -174,17 +262,18 @@ class GPT(nnx.Module):
     def residuals(self, tokens_BT: Int[Array, "B T"]) -> list[Float[Array, "B T D"]]:
         """The residual stream after the embedding and after each block, then the final norm's output: L + 2 arrays."""
         tables = rotary_tables(self.config, tokens_BT.shape[1], self.compute)
-        stream = [self.wte[...][tokens_BT]]
+        stream = [self.embed(tokens_BT)]
         layer, stacked = nnx.split(self.h)
-        for weights in unstack(jax.tree.map(lambda w: w.astype(self.compute), stacked)):
+        # Kernels are cast here, once for all layers; gains are as wide as the stream they scale.
+        cast = jax.tree.map(lambda w: w.astype(self.compute) if w.ndim == 3 else w, stacked)
+        for weights in unstack(cast):
             stream.append(nnx.merge(layer, weights)(stream[-1], tables, self.attention))
-        return [*stream, rms_norm(stream[-1], self.config.norm_eps)]
+        return [*stream, self.ln_f(stream[-1])]
 
     def __call__(self, tokens_BT: Int[Array, "B T"]) -> Float[Array, "B T V"]:
-        """Logits in at least float32. Training takes `hidden` and `jaxgpt.loss`, which never hold all of them."""
-        compute = jnp.dtype(self.compute)
-        logits_BTV = self.hidden(tokens_BT).astype(compute) @ self.wte[...].astype(compute).T
-        return logits_BTV.astype(jnp.promote_types(compute, jnp.float32))
+        """Logits of all V rows in at least float32. Training takes `hidden` and `jaxgpt.loss`, which never hold all."""
+        weight_VD, bias_V = self.head()
+        return cap(logits(self.hidden(tokens_BT), weight_VD, bias_V, self.compute), self.config.logit_cap)
 
 
 @jax.custom_vjp

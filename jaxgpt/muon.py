@@ -5,7 +5,6 @@ ordinary optax transformations for any pytree, whatever library made it. They ar
 and fan-out, because Flax and torch store them the other way round and the iteration's result doesn't reveal it.
 """
 
-from collections import defaultdict
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
@@ -13,8 +12,10 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding
 from jaxtyping import Array, Float
+
+from jaxgpt.matrices import by_shape
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
@@ -27,6 +28,7 @@ def newton_schulz(
     norm_dtype=jnp.float32,
     eps: float = 1e-7,
     rounding: Literal["free", "pinned"] = "free",
+    form: Literal["product_first", "polynomial_first"] = "product_first",
 ) -> Float[Array, "*batch rows cols"]:
     """Push the singular values of G towards 1: X <- aX + bAX + cAAX with A = X X^T, from X = G / (||G||_F + eps).
 
@@ -38,6 +40,7 @@ def newton_schulz(
       norm_dtype: G is rounded to this before its Frobenius norm is taken, and so is the norm.
       eps: keeps a zero matrix zero.
       rounding: "free" lets XLA keep products wider than `dtype`; "pinned" rounds each one, as PyTorch does.
+      form: B = AX, X <- aX + bB + (cA)B, or B = bA + (cA)A, X <- aX + BX: equal but for rounding.
 
     Returns:
       About U V^T for G = U S V^T, in `dtype`.
@@ -69,9 +72,19 @@ def newton_schulz(
         X = X.mT
     for _ in range(steps):
         A = matmul(X, X.mT)
-        B = matmul(A, X)
-        X = add(add(times(a, X), times(b, B)), matmul(times(c, A), B))
+        if form == "product_first":
+            B = matmul(A, X)
+            X = add(add(times(a, X), times(b, B)), matmul(times(c, A), B))
+        else:
+            B = add(times(b, A), matmul(times(c, A), A))
+            X = add(times(a, X), matmul(B, X))
     return X.mT if transposed else X
+
+
+def orthogonal_factor(G: Float[Array, "*batch rows cols"]) -> Float[Array, "*batch rows cols"]:
+    """U V^T for G = U S V^T, by singular value decomposition in at least float32: exact, slow, in G's dtype."""
+    U, _, Vt = jnp.linalg.svd(G.astype(jnp.promote_types(G.dtype, jnp.float32)), full_matrices=False)
+    return jnp.matmul(U, Vt, precision=lax.Precision.HIGHEST).astype(G.dtype)
 
 
 class Matrix(NamedTuple):
@@ -99,28 +112,50 @@ class MuonState(NamedTuple):
 def scale_by_muon(
     layout: Layout = kernels_in_out,
     momentum: float = 0.95,
+    momentum_form: Literal["sum", "average"] = "sum",
+    orthogonalise: Literal["newton_schulz", "svd"] = "newton_schulz",
     steps: int = 5,
     coefficients: tuple[float, float, float] = COEFFICIENTS,
     dtype=jnp.bfloat16,
     norm_dtype=jnp.float32,
     rounding: Literal["free", "pinned"] = "free",
+    form: Literal["product_first", "polynomial_first"] = "product_first",
+    scale: Literal["sqrt_max", "sqrt_ratio"] = "sqrt_max",
+    round_scaled: bool = False,
     deal: NamedSharding | None = None,
 ) -> optax.GradientTransformation:
-    """Muon without learning rate: m <- momentum m + g, u = g + momentum m, O = NS(u) max(fan_out, fan_in)^(1/2).
+    """Muon without learning rate: m <- momentum m + g, u = g + momentum m, O = NS(u) scale(fan_out, fan_in).
 
-    The momentum is no moving average and has no bias correction. All matrices of one shape, wide or tall, go through
-    one batched `newton_schulz`.
+    The momentum has no bias correction. All matrices of one shape, wide or tall, go through one batched
+    `newton_schulz`.
 
     Args:
       layout: axes of each weight; every weight it is given must be Muon's (`muon` sees to that).
       momentum: the decay above.
-      steps, coefficients, dtype, norm_dtype, rounding: see `newton_schulz`, which always sees (fan_out, fan_in) or,
-        where that is tall, its transpose.
+      momentum_form: as above, or an "average", with (1 - momentum) g for g in both formulas.
+      orthogonalise: the iteration, or `orthogonal_factor`.
+      steps, coefficients, dtype, norm_dtype, rounding, form: see `newton_schulz`, which always sees (fan_out, fan_in)
+        or, where that is tall, its transpose.
+      scale: max(fan_out, fan_in)^(1/2), so that an update's RMS is about one, or max(1, fan_out/fan_in)^(1/2).
+      round_scaled: round the scaled update to `dtype`, as the distributed form does before it sums over devices.
       deal: spread the matrices of a batch over the devices of this sharding, each orthogonalising its own.
 
     Raises:
       ValueError: a weight that `layout` doesn't call a matrix.
     """
+    fresh = 1 - momentum if momentum_form == "average" else 1.0
+
+    def orthogonalised(u_nrc: jax.Array) -> jax.Array:
+        if orthogonalise == "svd":
+            return orthogonal_factor(u_nrc)
+        return newton_schulz(u_nrc, steps, coefficients, dtype, norm_dtype, rounding=rounding, form=form)
+
+    def scaled(o: jax.Array, fan_out: int, fan_in: int, like: jax.Array) -> jax.Array:
+        by = max(fan_out, fan_in) ** 0.5 if scale == "sqrt_max" else max(1.0, fan_out / fan_in) ** 0.5
+        o_scaled = o.astype(like.dtype) * by
+        if round_scaled and jnp.dtype(dtype) == jnp.bfloat16:
+            o_scaled = lax.reduce_precision(o_scaled, exponent_bits=8, mantissa_bits=7)
+        return o_scaled
 
     def init(params: optax.Params) -> MuonState:
         _matrices(layout, params)
@@ -128,25 +163,22 @@ def scale_by_muon(
 
     def update(grads: optax.Updates, state: MuonState, params: optax.Params | None = None):
         del params
-        buffer = jax.tree.map(lambda m, g: momentum * m + g, state.momentum, grads)
-        nesterov = jax.tree.map(lambda m, g: g + momentum * m, buffer, grads)
+        buffer = jax.tree.map(lambda m, g: momentum * m + fresh * g, state.momentum, grads)
+        nesterov = jax.tree.map(lambda m, g: fresh * g + momentum * m, buffer, grads)
         leaves, structure = jax.tree.flatten(nesterov)
         matrices = _matrices(layout, nesterov)
+        fans = [(u.shape[m.fan_out], u.shape[m.fan_in]) for u, m in zip(leaves, matrices, strict=True)]
 
-        batches = defaultdict(list)  # (rows, cols), rows <= cols -> [(leaf, its matrices (n, rows, cols))]
-        for i, (u, matrix) in enumerate(zip(leaves, matrices, strict=True)):
-            u_nrc = jnp.moveaxis(u, (matrix.fan_out, matrix.fan_in), (-2, -1))
-            u_nrc = u_nrc.mT if u_nrc.shape[-2] > u_nrc.shape[-1] else u_nrc
-            batches[u_nrc.shape[-2:]].append((i, u_nrc.reshape(-1, *u_nrc.shape[-2:])))
-        for members in batches.values():
-            stack_nrc = jnp.concatenate([u_nrc for _, u_nrc in members])
-            done_nrc = _dealt(
-                lambda G: newton_schulz(G, steps, coefficients, dtype, norm_dtype, rounding=rounding), deal
-            )(stack_nrc)
-            start = 0
-            for i, u_nrc in members:
-                o_nrc, start = done_nrc[start : start + len(u_nrc)], start + len(u_nrc)
-                leaves[i] = _put_back(o_nrc, leaves[i], matrices[i])
+        # (..., fan_out, fan_in), or the transpose where that is tall: one batch for both
+        stacks = []
+        for u, matrix, (fan_out, fan_in) in zip(leaves, matrices, fans, strict=True):
+            ends = (-2, -1) if fan_out <= fan_in else (-1, -2)
+            stacks.append((jnp.moveaxis(u, (matrix.fan_out, matrix.fan_in), ends),))
+        for i, o in enumerate(by_shape(orthogonalised, stacks, deal)):
+            fan_out, fan_in = fans[i]
+            ends = (-2, -1) if fan_out <= fan_in else (-1, -2)
+            o = jnp.moveaxis(o, ends, (matrices[i].fan_out, matrices[i].fan_in))
+            leaves[i] = scaled(o, fan_out, fan_in, leaves[i])
         return jax.tree.unflatten(structure, leaves), MuonState(momentum=buffer)
 
     return optax.GradientTransformation(init, update)
@@ -156,6 +188,7 @@ def muon(
     learning_rate: optax.ScalarOrSchedule,
     layout: Layout = kernels_in_out,
     others: optax.GradientTransformation | None = None,
+    weight_decay: float = 0.0,
     **settings,
 ) -> optax.GradientTransformation:
     """`scale_by_muon` with a learning rate on the matrices that `layout` names, and `others` on every other weight.
@@ -164,6 +197,7 @@ def muon(
       learning_rate: of the matrices. An update's RMS is about one learning rate.
       layout: see `scale_by_muon`.
       others: the optimiser of embeddings, heads, gains, biases: Muon is not for them.
+      weight_decay: of the matrices: decoupled, times the learning rate.
       **settings: of `scale_by_muon`.
 
     Raises:
@@ -181,7 +215,11 @@ def muon(
 
         return jax.tree_util.tree_map_with_path(label, params)
 
-    matrices = optax.chain(scale_by_muon(layout, **settings), optax.scale_by_learning_rate(learning_rate))
+    matrices = optax.chain(
+        scale_by_muon(layout, **settings),
+        optax.add_decayed_weights(weight_decay) if weight_decay else optax.identity(),
+        optax.scale_by_learning_rate(learning_rate),
+    )
     return optax.partition({"muon": matrices} | ({} if others is None else {"others": others}), labels)
 
 
@@ -194,28 +232,3 @@ def _matrices(layout: Layout, tree) -> list[Matrix]:
             raise ValueError(f"{name} {weight.shape} is not a matrix by `layout`: scale_by_muon takes matrices alone")
         matrices.append(matrix)
     return matrices
-
-
-def _put_back(o_nrc: jax.Array, like: jax.Array, matrix: Matrix) -> jax.Array:
-    """Orthogonalised matrices in the axes and dtype of the weight they came from, times the scale of its shape."""
-    fan_in, fan_out = like.shape[matrix.fan_in], like.shape[matrix.fan_out]
-    o_nrc = o_nrc.mT if fan_out > fan_in else o_nrc
-    counted = [
-        n for axis, n in enumerate(like.shape) if axis not in {matrix.fan_in % like.ndim, matrix.fan_out % like.ndim}
-    ]
-    o = jnp.moveaxis(o_nrc.reshape(*counted, fan_out, fan_in), (-2, -1), (matrix.fan_out, matrix.fan_in))
-    return o.astype(like.dtype) * max(fan_out, fan_in) ** 0.5
-
-
-def _dealt(orthogonalise: Callable[[jax.Array], jax.Array], deal: NamedSharding | None):
-    """`orthogonalise` with the leading axis spread over `deal`'s devices, filled up with zero matrices where needed."""
-    if deal is None or deal.mesh.size == 1:
-        return orthogonalise
-
-    def spread(stack_nrc: jax.Array) -> jax.Array:
-        n = len(stack_nrc)
-        filled = jnp.pad(stack_nrc, ((0, -n % deal.mesh.size), (0, 0), (0, 0)))
-        done = orthogonalise(lax.with_sharding_constraint(filled, deal))
-        return lax.with_sharding_constraint(done, NamedSharding(deal.mesh, PartitionSpec()))[:n]
-
-    return spread

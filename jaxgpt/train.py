@@ -71,15 +71,20 @@ def make_step(recipe: Recipe, precision: Precision, devices: Mesh, micro_batch: 
     validation_model = _graph(recipe, precision, precision.validation)
     everywhere, dealt = PartitionSpec(), PartitionSpec("data")
 
+    summed = recipe.model.loss_reduction == "sum"
+
     def loss(params, inputs_BT: jax.Array, targets_BT: jax.Array, model=model) -> jax.Array:
         gpt: GPT = nnx.merge(model, nnx.State(params))
-        x_BTD = gpt.hidden(inputs_BT)
-        x_ND = x_BTD.reshape(-1, recipe.model.width)
-        return cross_entropy(x_ND, gpt.wte[...], targets_BT.reshape(-1), gpt.compute)
+        x_ND, config = gpt.hidden(inputs_BT).reshape(-1, recipe.model.width), recipe.model
+        weight_VD, bias_V = gpt.head()
+        token_ids = config.token_ids if config.pad_rows == "masked" else None
+        targets_N, form = targets_BT.reshape(-1), (config.logit_cap, token_ids, config.loss_reduction)
+        return cross_entropy(x_ND, weight_VD, targets_N, gpt.compute, bias_V, *form)
 
     def device_gradients(params, inputs: jax.Array, targets: jax.Array):
         """One device's rows, a micro-batch at a time; the sum over devices comes last, once, in the weights' dtype."""
         rounds = len(inputs) // micro_batch
+        wide = lambda w: jnp.promote_types(w.dtype, jnp.float32)  # noqa: E731
         if rounds == 1:
             sums = jax.value_and_grad(loss)(params, inputs, targets)
         else:
@@ -89,11 +94,14 @@ def make_step(recipe: Recipe, precision: Precision, devices: Mesh, micro_batch: 
 
             zeros = (
                 jnp.zeros((), jnp.promote_types(precision.compute, jnp.float32)),
-                jax.tree.map(jnp.zeros_like, params),
+                jax.tree.map(lambda w: jnp.zeros(w.shape, wide(w)), params),
             )
             micro_batches = tuple(a.reshape(rounds, micro_batch, -1) for a in (inputs, targets))
             sums, _ = jax.lax.scan(accumulate, zeros, micro_batches)
-        return jax.tree.map(lambda total: total / (rounds * devices.size), jax.lax.psum(sums, "data"))
+        total, sums = jax.lax.psum(sums, "data")
+        parts = rounds * devices.size
+        grads = jax.tree.map(lambda g, w: (g if summed else g / parts).astype(w.dtype), sums, params)
+        return total / (inputs.size * devices.size if summed else parts), grads
 
     def gradients(params, inputs: jax.Array, targets: jax.Array):
         with jax.default_matmul_precision(precision.matmul):
@@ -117,7 +125,8 @@ def make_step(recipe: Recipe, precision: Precision, devices: Mesh, micro_batch: 
 
     def evaluate(params, inputs: jax.Array, targets: jax.Array):
         def device_loss(params, inputs, targets):
-            return jax.lax.pmean(loss(params, inputs, targets, validation_model), "data")
+            value = loss(params, inputs, targets, validation_model)
+            return jax.lax.pmean(value / inputs.size if summed else value, "data")
 
         with jax.default_matmul_precision("default" if precision.validation == "bfloat16" else "highest"):
             return jax.shard_map(
@@ -132,7 +141,7 @@ def make_step(recipe: Recipe, precision: Precision, devices: Mesh, micro_batch: 
         return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
 
     def init(seed: int) -> TrainState:
-        gpt = GPT(recipe.model, rngs=nnx.Rngs(seed), parameters=precision.parameters)
+        gpt = GPT(recipe.model, rngs=nnx.Rngs(seed), parameters=precision.parameters, embedding=precision.embedding)
         return start(nnx.to_pure_dict(nnx.split(gpt)[1]))
 
     whole = mesh.replicated(devices)
@@ -148,13 +157,9 @@ def make_step(recipe: Recipe, precision: Precision, devices: Mesh, micro_batch: 
 
 def _graph(recipe: Recipe, precision: Precision, compute) -> nnx.GraphDef:
     """The model without weights."""
-    attention = precision.attention if compute == "bfloat16" else "exact"
-    config = recipe.model
-    return nnx.split(
-        nnx.eval_shape(
-            lambda: GPT(config, rngs=nnx.Rngs(0), compute=compute, parameters=precision.parameters, attention=attention)
-        )
-    )[0]
+    settings = {"parameters": precision.parameters, "embedding": precision.embedding, "compute": compute}
+    settings["attention"] = precision.attention if compute == "bfloat16" else "exact"
+    return nnx.split(nnx.eval_shape(lambda: GPT(recipe.model, rngs=nnx.Rngs(0), **settings)))[0]
 
 
 def validate(
@@ -214,7 +219,7 @@ def main(argv: list[str] | None = None) -> None:
         fits = max(len(val_inputs) // devices.size, 1) * devices.size * config.context
         raise BadInput(f"--val-tokens {data.val_tokens} doesn't divide over --mesh {devices.size}: give {fits}")
     val_micro_batch = mesh.micro_batch(len(val_inputs), devices.size, micro_batch, None)
-    weights = flags.init_from and bridge.load_state(flags.init_from, recipe, exactly.parameters)
+    weights = flags.init_from and bridge.load_state(flags.init_from, recipe, exactly.parameters, exactly.embedding)
     folder = run_folder(flags, recipe)
 
     steps = min(recipe.schedule.steps, flags.stop_at or recipe.schedule.steps)
@@ -269,7 +274,7 @@ def main(argv: list[str] | None = None) -> None:
     with contextlib.closing(tokens.ahead(tokens.batches(stream, position, place, rows))) as upcoming:
         try:
             for done in range(steps + 1):
-                if done % data.val_every == 0 or done == steps:
+                if recipe.validates_after(done, last=steps):
                     record()
                     val_loss = validate(evaluate, state.params, devices, val_inputs, val_targets, val_micro_batch)
                     if not math.isfinite(val_loss):

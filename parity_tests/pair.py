@@ -1,5 +1,6 @@
 """The same recipe in both frameworks, from the same weights, on the same tokens: what the rungs compare."""
 
+import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -14,9 +15,30 @@ import torch_ref.mesh
 import torch_ref.train
 from jaxgpt import bridge
 from jaxgpt.model import GPT
-from jaxgpt.recipes import Precision, Recipe, precision, reduced
+from jaxgpt.moments import moments_from_torch, moments_to_torch
+from jaxgpt.recipes import RECIPES, Precision, Recipe, precision, reduced
+from torch_ref.moments import moments
 
 DTYPES = ("float64", "float32")
+
+
+def distinct(*parts: str) -> list[str]:
+    """The recipes that are no other one's equal in these parts at reduced size, dtypes apart: the tests set those."""
+    first: dict[object, str] = {}
+    dtypes = dict.fromkeys(("embedding_dtype", "compute_dtype", "validation_dtype"), "float32")
+    for name in RECIPES:
+        recipe = reduced(name)
+        recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, **dtypes))
+        optimizer = dict.fromkeys(("newton_schulz_dtype", "newton_schulz_norm_dtype"), "float32")
+        recipe = dataclasses.replace(recipe, optimizer=dataclasses.replace(recipe.optimizer, **optimizer))
+        first.setdefault(tuple(getattr(recipe, part) for part in parts), name)
+    return list(first.values())
+
+
+MODELS = distinct("model")
+"""One recipe for each model there is."""
+TRAINERS = distinct("model", "optimizer", "schedule")
+"""One recipe for each way to train one."""
 
 Weights = dict[str, np.ndarray]
 """torch_ref's name -> array in torch's layout: the one form in which weights, gradients and moments are compared."""
@@ -77,6 +99,29 @@ def jax_state(pair: Pair, start: Weights):
 def torch_state(pair: Pair, start: Weights):
     """torch's state with these weights and fresh moments."""
     return pair.torch.start({name: torch.tensor(w) for name, w in start.items()})
+
+
+def jax_moments(both: Pair, state) -> Weights:
+    """What JAX's optimiser keeps, by the names and in the layout of files."""
+    return moments_to_torch(state.opt_state, both.recipe)
+
+
+def torch_moments(state) -> Weights:
+    """The same of torch's."""
+    return {name: tensor.numpy().copy() for name, tensor in moments(state.optimizers, state.model).items()}
+
+
+def with_bases(both: Pair, state, bases: Weights):
+    """JAX's state with torch's bases of SOAP, where `bases`, torch's moments, hold some.
+
+    An eigenvector's sign is arbitrary, and all of a basis of the null space of a gradient's statistics; from equal
+    bases everything that follows is determined.
+    """
+    bases = {name: basis for name, basis in bases.items() if ".Q." in name}
+    if not bases:
+        return state
+    all_of_it = jax_moments(both, state) | bases
+    return state._replace(opt_state=moments_from_torch(state.opt_state, all_of_it, both.recipe, int(state.step)))
 
 
 def jax_batch(pair: Pair, inputs: np.ndarray, targets: np.ndarray):

@@ -223,7 +223,8 @@ def test_metrics_count_tokens(readme):
 def test_steps_scale_the_warm_down(readme):
     schedule = config(readme.folder / "mesh8")["recipe"]["schedule"]
     whole = RECIPES["tiny"].schedule
-    assert schedule == {"steps": 6, "warmup": 0, "warmdown": round(6 * whole.warmdown / whole.steps)}
+    warmdown = round(6 * whole.warmdown / whole.steps)
+    assert schedule == {"steps": 6, "warmup": 0, "warmdown": warmdown, "fall": "linear"}
 
 
 def test_stop_at_leaves_the_schedule_as_it_is(readme):

@@ -13,10 +13,10 @@ import torch_ref.attention
 import torch_ref.model
 from jaxgpt import bridge
 from jaxgpt.recipes import RECIPES, reduced
-from parity_tests.pair import DTYPES, assert_alike, relative, tokens, weights
+from parity_tests.pair import DTYPES, MODELS, assert_alike, relative, tokens, weights
 from parity_tests.tolerances import HIDDEN, LOGITS
 
-by_recipe_and_dtype = pytest.mark.parametrize(("name", "dtype"), [(n, d) for n in RECIPES for d in DTYPES])
+by_recipe_and_dtype = pytest.mark.parametrize(("name", "dtype"), [(n, d) for n in MODELS for d in DTYPES])
 
 
 def models(name, dtype):
@@ -60,12 +60,12 @@ def alone(name, dtype):
     stream = (2, length, config.width)
     tables_jax = jaxgpt.model.rotary_tables(config, length, dtype)
     tables_torch = torch_ref.model.rotary_tables(config, dtype)
-    activation = {"gelu": "gelu", "relu_squared": "relu_squared"}[config.activation]
     return {
-        "norm": (
-            lambda x: jaxgpt.model.rms_norm(x, config.norm_eps),
-            lambda x: torch_ref.model.rms_norm(x, config.norm_eps),
-            stream,
+        "norm": (block_jax.ln_1, block_torch.ln_1, stream),
+        "qk-norm": (
+            lambda x: jaxgpt.model.rms_norm(x, config.qk_norm_eps),
+            lambda x: torch_ref.model.rms_norm(x, config.qk_norm_eps),
+            heads,
         ),
         "rotary": (
             lambda x: jaxgpt.model.rotate(x, tables_jax),
@@ -73,11 +73,15 @@ def alone(name, dtype):
             heads,
         ),
         "scores and values": (
-            lambda x: jaxgpt.attention.attend(x, jnp.flip(x, 1), x * x),
-            lambda x: torch_ref.attention.attend(x, x.flip(1), x * x),
+            lambda x: jaxgpt.attention.attend(x, jnp.flip(x, 1), x * x, "exact", config.attention_scale),
+            lambda x: torch_ref.attention.attend(x, x.flip(1), x * x, "exact", config.attention_scale),
             heads,
         ),
-        "activation": (getattr(jaxgpt.model, activation), getattr(torch_ref.model, activation), stream),
+        "activation": (
+            jaxgpt.model.ACTIVATIONS[config.activation],
+            torch_ref.model.ACTIVATIONS[config.activation],
+            stream,
+        ),
         "attention": (
             lambda x: block_jax.attn(x, tables_jax, "exact"),
             lambda x: block_torch.attn(x, tables_torch, "exact"),

@@ -11,10 +11,21 @@ from jaxgpt import bridge
 from jaxgpt.loss import cross_entropy
 from jaxgpt.recipes import RECIPES
 from parity_tests import oracle
-from parity_tests.pair import DTYPES, jax_batch, jax_state, pair, relative, tokens, torch_batch, torch_state, weights
+from parity_tests.pair import (
+    DTYPES,
+    MODELS,
+    jax_batch,
+    jax_state,
+    pair,
+    relative,
+    tokens,
+    torch_batch,
+    torch_state,
+    weights,
+)
 from parity_tests.tolerances import LOSS
 
-by_recipe_and_dtype = pytest.mark.parametrize(("name", "dtype"), [(n, d) for n in RECIPES for d in DTYPES])
+by_recipe_and_dtype = pytest.mark.parametrize(("name", "dtype"), [(n, d) for n in MODELS for d in DTYPES])
 
 
 @by_recipe_and_dtype
@@ -53,5 +64,5 @@ def test_weights_survive_the_journey_to_torchs_layout_and_back():
     for name in RECIPES:
         both, start = pair(name, "float32"), weights(name, "float32")
         again = bridge.to_torch(jax.device_get(jax_state(both, start).params), both.recipe.model)
-        assert again.keys() == start.keys() == bridge.shapes(both.recipe.model).keys()
+        assert again.keys() == start.keys() == both.recipe.model.shapes.keys()
         assert all((again[n] == start[n]).all() for n in start)

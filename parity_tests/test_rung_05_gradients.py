@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from jaxgpt.recipes import RECIPES
 from parity_tests.pair import (
     DTYPES,
+    MODELS,
     assert_alike,
     jax_batch,
     jax_state,
@@ -19,7 +19,7 @@ from parity_tests.pair import (
 )
 from parity_tests.tolerances import GRADIENTS
 
-by_recipe_and_dtype = pytest.mark.parametrize(("name", "dtype"), [(n, d) for n in RECIPES for d in DTYPES])
+by_recipe_and_dtype = pytest.mark.parametrize(("name", "dtype"), [(n, d) for n in MODELS for d in DTYPES])
 
 
 def gradients(name, dtype, perturbed):
@@ -37,7 +37,7 @@ def test_raw_gradients_of_every_tensor_are_the_same(name, dtype, perturbed):
     assert_alike(got, want, GRADIENTS[dtype], "rung 5, gradients")
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", MODELS)
 def test_no_gradient_is_zero_at_perturbed_weights(name):
     for each in gradients(name, "float64", True):
         assert all(np.abs(g).max() > 0 for g in each.values())

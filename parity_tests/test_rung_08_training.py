@@ -3,22 +3,25 @@
 import numpy as np
 import pytest
 
-from jaxgpt.recipes import RECIPES
 from parity_tests.pair import (
     DTYPES,
+    TRAINERS,
     assert_alike,
     jax_batch,
     jax_state,
     jax_tree,
     pair,
     torch_batch,
+    torch_moments,
     torch_state,
     torch_tree,
     weights,
+    with_bases,
 )
-from parity_tests.tolerances import TRAINED_WEIGHTS, TRAINING_LOSS
+from parity_tests.tolerances import SOAP_TRAINED_WEIGHTS, SOAP_TRAINING_LOSS, TRAINED_WEIGHTS, TRAINING_LOSS
 
-STEPS = 100
+STEPS = {"muon-2024-10-12": 100, "tiny": 100}
+"""Of the reduced schedule's 100. Every other recipe takes 20, past SOAP's and Shampoo's first recomputation."""
 
 
 def learnable_tokens(recipe, step: int):
@@ -33,21 +36,31 @@ def learnable_tokens(recipe, step: int):
     return window[:, :-1], window[:, 1:]
 
 
-@pytest.mark.parametrize(("name", "dtype"), [(n, d) for n in RECIPES for d in DTYPES])
+@pytest.mark.parametrize(("name", "dtype"), [(n, d) for n in TRAINERS for d in DTYPES])
 def test_losses_are_the_same_at_every_step_and_weights_at_the_end(name, dtype):
     both, start = pair(name, dtype, micro_batch=16), weights(name, dtype, perturbed=False)
     in_jax, in_torch = jax_state(both, start), torch_state(both, start)
+    soap = both.recipe.optimizer.kind == "soap"
+    allowed = (SOAP_TRAINING_LOSS if soap else TRAINING_LOSS)[dtype]
     losses = []
-    for step in range(STEPS):
+    for step in range(STEPS.get(name, 20)):
         batch = learnable_tokens(both.recipe, step)
         in_jax, got = both.jax.step(in_jax, *jax_batch(both, *batch))
         in_torch, want = both.torch.step(in_torch, *torch_batch(*batch))
+        if step == 0:
+            in_jax = with_bases(both, in_jax, torch_moments(in_torch))
         apart = abs(float(got["train_loss"]) - float(want["train_loss"]))
-        assert apart <= TRAINING_LOSS[dtype], f"rung 8: losses of step {step} are {apart:.1e} apart"
+        assert apart <= allowed, f"rung 8: losses of step {step} are {apart:.1e} apart"
         norms = float(got["grad_norm"]), float(want["grad_norm"])
         assert norms[0] == pytest.approx(norms[1], rel=1e-2 if dtype == "float32" else 1e-9), f"step {step}"
         assert float(got["lr"]) == pytest.approx(want["lr"], rel=1e-6), f"step {step}"
         losses.append(float(want["train_loss"]))
     assert losses[-1] < losses[0] - 0.3, "it has to learn, or agreement says little"
     got, want = jax_tree(both, in_jax.params), torch_tree(dict(in_torch.model.named_parameters()))
-    assert_alike(got, want, TRAINED_WEIGHTS[dtype], "rung 8, weights after training")
+    if both.recipe.model.biases and both.recipe.model.qk_norm == "none":
+        # A key's bias adds the same to all scores of a query: its gradient is rounding, which Adam takes for a signal.
+        for name_ in (n for n in want if n.endswith("c_attn.bias")):
+            for each in (got, want):
+                np.split(each[name_], 3)[1][:] = 0
+    allowed = (SOAP_TRAINED_WEIGHTS if soap else TRAINED_WEIGHTS)[dtype]
+    assert_alike(got, want, allowed, "rung 8, weights after training")

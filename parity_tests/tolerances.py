@@ -37,3 +37,33 @@ MESH = {"float64": 2e-14, "float32": 1e-5}
 
 FAST = {"float64": 2e-14, "float32": 1e-5}
 """A fast path against the plain form in the same framework. Measured 1.8e-15 and 9.9e-7."""
+
+SECOND_ORDER_WEIGHTS = {"float64": 1e-13, "float32": 1e-5}
+"""SOAP's and Shampoo's, after each of 26 calls, between the two frameworks and the oracle. Measured 1.2e-14, 1.2e-6;
+7.9e-6 for `tiny-soap` reduced, at the update that divides by projections near zero."""
+
+SECOND_ORDER_CHANGE = 1e-12
+"""What a call adds to them, float64. Measured 1.2e-13: SOAP's first update divides by projections near zero."""
+
+SECOND_ORDER_MOMENTS = {"float64": 1e-14, "float32": 3e-6}
+"""Both moments and both sides' averages, likewise. Measured 9.5e-16 and 2.8e-7."""
+
+SECOND_ORDER_MATRICES = {"float64": 3e-14, "float32": 1e-5}
+"""SOAP's bases and Shampoo's roots, likewise. Measured 2.7e-15 and 1.3e-6."""
+
+FIRST_BASIS = 3e-14
+"""Q diag Q^T against the statistics; weights from bases of each framework's own. float64, measured 2.7e-15."""
+
+NULL_SPACE = 1e-14
+"""Range projectors, eigenvalues and orthogonality where the statistics have no full rank. float64, measured 1.2e-15."""
+
+NULL_SPACE_UPDATES = 1e-10
+"""Weights there, SOAP's until the first recomputation. float64, measured 1.0e-11: rounding divided by eps."""
+
+ROOTS = 1e-13
+"""Shampoo's roots to the fourth times what they are of, against I. float64, measured 1.2e-14."""
+
+SOAP_TRAINING_LOSS = {"float64": 2e-14, "float32": 2e-4}
+SOAP_TRAINED_WEIGHTS = {"float64": 3e-13, "float32": 3e-2}
+"""Rung 8 of SOAP, 20 steps. Measured 1.3e-15 and 3e-14; in float32 1.9e-5 and 3.2e-3, where projections start at zero
+(zero-initialised projections): Adam divides what rounding leaves there by itself."""

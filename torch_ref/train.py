@@ -30,7 +30,7 @@ from torch_ref.loss import cross_entropy
 from torch_ref.mesh import Mesh
 from torch_ref.model import GPT
 from torch_ref.muon import Muon
-from torch_ref.optimizer import make_optimizer, multiplier, set_learning_rates
+from torch_ref.optimizer import clip, make_optimizer, multiplier, set_learning_rates
 
 PROG = "python -m torch_ref.train"
 
@@ -40,7 +40,7 @@ class TrainState(NamedTuple):
 
     model: GPT
     loss: nn.Module
-    """(inputs, targets) -> mean loss of a micro-batch; compiled on a GPU, in DDP where there are several processes."""
+    """(inputs, targets) -> loss of a micro-batch; compiled on a GPU, in DDP where there are several processes."""
     optimizers: list[torch.optim.Optimizer]
     step: int
 
@@ -63,7 +63,7 @@ class Step(NamedTuple):
 
 
 class Loss(nn.Module):
-    """The mean cross-entropy of a model's predictions: what is compiled, the model and its logits together."""
+    """The cross-entropy of a model's predictions, mean or sum: what is compiled, the model and its logits together."""
 
     def __init__(self, model: GPT):
         super().__init__()
@@ -71,8 +71,12 @@ class Loss(nn.Module):
 
     def forward(self, inputs_BT: Int[Tensor, "B T"], targets_BT: Int[Tensor, "B T"]) -> Float[Tensor, ""]:
         """In at least float32."""
-        x_BTD = self.model.hidden(inputs_BT)
-        return cross_entropy(x_BTD.flatten(0, 1), self.model.wte.weight, targets_BT.flatten())
+        x_ND, config = self.model.hidden(inputs_BT).flatten(0, 1), self.model.config
+        weight_VD, bias_V = self.model.head()
+        token_ids = config.token_ids if config.pad_rows == "masked" else None
+        return cross_entropy(
+            x_ND, weight_VD, targets_BT.flatten(), bias_V, config.logit_cap, token_ids, config.loss_reduction
+        )
 
 
 def make_step(recipe: Recipe, precision: Precision, devices: Mesh, micro_batch: int) -> Step:
@@ -85,6 +89,7 @@ def make_step(recipe: Recipe, precision: Precision, devices: Mesh, micro_batch: 
       micro_batch: sequences a device takes at once; the rest of its share is accumulated inside the step.
     """
     schedule = multiplier(recipe.schedule)
+    summed = recipe.model.loss_reduction == "sum"
     # PyTorch's own default, and so the published scripts'; but an environment variable of some containers changes it.
     torch.set_float32_matmul_precision("highest")
 
@@ -107,10 +112,12 @@ def make_step(recipe: Recipe, precision: Precision, devices: Mesh, micro_batch: 
         grads = {}
         for name, p in state.model.named_parameters():
             assert p.grad is not None
-            grads[name], p.grad = p.grad.div_(rounds), None
-        return mesh.mean_over_processes(devices, total / rounds), grads
+            # Several processes have the mean of their gradients now.
+            grads[name], p.grad = p.grad.mul_(devices.size) if summed else p.grad.div_(rounds), None
+        return mesh.mean_over_processes(devices, total / (inputs.numel() if summed else rounds)), grads
 
     def update(state: TrainState, grads: dict[str, Tensor]) -> TrainState:
+        clip(grads, recipe.optimizer.clip_norm)
         set_learning_rates(state.optimizers, schedule(state.step))
         for name, p in state.model.named_parameters():
             p.grad = grads[name]
@@ -128,19 +135,23 @@ def make_step(recipe: Recipe, precision: Precision, devices: Mesh, micro_batch: 
     @torch.no_grad()
     def evaluate(state: TrainState, inputs: Tensor, targets: Tensor) -> Tensor:
         with autocast(precision.validation):
-            return mesh.mean_over_processes(devices, state.loss(inputs, targets))
+            loss = state.loss(inputs, targets)
+        return mesh.mean_over_processes(devices, loss / inputs.numel() if summed else loss)
 
     def state_of(model: GPT) -> TrainState:
         model = model.to(devices.device)
         return TrainState(model, _fast(Loss(model), devices), make_optimizer(recipe, precision, model), step=0)
 
+    settings: dict[str, Any] = {"parameters": precision.parameters, "embedding": precision.embedding}
+    settings["attention"] = precision.attention
+
     def start(weights: dict[str, Tensor]) -> TrainState:
-        model = GPT(recipe.model, parameters=precision.parameters, attention=precision.attention)
+        model = GPT(recipe.model, **settings)
         model.load_state_dict(weights)
         return state_of(model)
 
     def init(seed: int) -> TrainState:
-        return state_of(GPT(recipe.model, seed=seed, parameters=precision.parameters, attention=precision.attention))
+        return state_of(GPT(recipe.model, seed=seed, **settings))
 
     return Step(init, start, gradients, update, step, evaluate)
 
@@ -211,7 +222,7 @@ def main(argv: list[str] | None = None) -> None:
         fits = max(len(val_inputs) // devices.size, 1) * devices.size * config.context
         raise BadInput(f"--val-tokens {data.val_tokens} doesn't divide over --mesh {devices.size}: give {fits}")
     val_micro_batch = mesh.micro_batch(len(val_inputs), devices.size, micro_batch, None)
-    weights = flags.init_from and bridge.load_state(flags.init_from, recipe, exactly.parameters)
+    weights = flags.init_from and bridge.load_state(flags.init_from, recipe, exactly.parameters, exactly.embedding)
     folder = run_folder(flags, recipe)
     mesh.wait_for_all(devices)  # the first process makes the folder once all have seen that it isn't there
 
@@ -262,7 +273,7 @@ def main(argv: list[str] | None = None) -> None:
     with contextlib.closing(tokens.ahead(tokens.batches(stream, position, place, rows))) as upcoming:
         try:
             for done in range(steps + 1):
-                if done % data.val_every == 0 or done == steps:
+                if recipe.validates_after(done, last=steps):
                     record()
                     val_loss = validate(program.evaluate, state, devices, val_inputs, val_targets, val_micro_batch)
                     if not math.isfinite(val_loss):
