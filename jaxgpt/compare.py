@@ -14,7 +14,7 @@ from typing import Annotated
 
 import tyro
 
-from jaxgpt import report
+from jaxgpt import picture, report
 from jaxgpt.commands import parse
 from jaxgpt.curves import LARGEST_NUMBER, compare, load_curves, load_run, published_beside, published_run
 from jaxgpt.errors import BadInput, exit_codes
@@ -31,7 +31,7 @@ def plot_run(run_folder: str | Path, out_png: str | Path) -> None:
     """
     run = load_run(run_folder)
     beside = published_beside(run)
-    Path(out_png).write_bytes(report.single_png([run] if beside is None else [run, published_run(beside)]))
+    Path(out_png).write_bytes(picture.single_png([run] if beside is None else [run, published_run(beside)]))
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Flags:
     published: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")] = ()
     """Published curves to lay over."""
     target: Annotated[tuple[float, ...], tyro.conf.arg(metavar="LOSS ...")] = ()
-    """Validation losses to count the tokens to. Absent: 3.28 if a published curve gets there, and what all reach."""
+    """Validation losses to count the tokens to. Absent: 3.28 for published recipes and curves, and what all reach."""
     overlay: bool = True
     """Lay over the published curve of each run's own recipe without being asked."""
 

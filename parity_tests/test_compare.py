@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 import jaxgpt.curves
-from jaxgpt import compare, report
+from jaxgpt import compare, picture, report
 from jaxgpt.curves import load_run
 from parity_tests.runs import (
     BLUE,
@@ -122,6 +122,20 @@ def test_the_published_curve_of_a_runs_recipe_is_laid_over(tmp_path):
     assert (row["run"], row["trainer"], row["final val loss"]) == ("muon-2024-10-10", "published (FineWeb)", "3.2785")
 
 
+def test_tokens_to_3_28_are_given_for_a_run_and_for_the_published_curve_beside_it(tmp_path):
+    short = write(tmp_path / "short", lines(val=[11, 5, 4], every=125), recipe="muon-2024-10-10")
+    whole = write(tmp_path / "whole", lines(val=[11, 3.3, 3.26], every=3000), recipe="muon-2024-10-10")
+    rows = rows_of(1, short, whole)
+    assert [row["run"] for row in rows] == ["short", "whole", "muon-2024-10-10"]
+    # whole: 3.28 half-way between steps 3000 and 6000
+    assert [row["tokens to 3.28"] for row in rows] == ["not reached", "2.359B", "3.216B"]
+
+
+def test_tokens_to_3_28_are_given_where_no_published_curve_is_drawn(tmp_path):
+    folder = write(tmp_path / "a", lines(val=[11, 3.3, 3.26], every=3000), recipe="muon-2024-10-12")
+    assert [row["tokens to 3.28"] for row in rows_of(1, folder)] == ["2.359B"]
+
+
 def test_no_overlay_leaves_the_published_curve_out(tmp_path):
     folder = write(tmp_path / "a", lines(val=[11, 5, 4], every=125), recipe="muon-2024-10-10")
     assert len(tables(report_of(tmp_path, folder, "--no-overlay"))[0]) == 1
@@ -202,7 +216,8 @@ def test_the_picture_shows_the_difference_below(drawn):
 
 
 def test_the_legend_names_trainer_recipe_and_devices(two):
-    (legend,) = report._figure(4.0, jaxgpt.curves.load_curves(two)).legends
+    curves = jaxgpt.curves.load_curves(two)
+    (legend,) = picture.figure_of(curves, picture.styles(curves), 4.0).legends
     assert [text.get_text() for text in legend.get_texts()] == [
         "first: jaxgpt, tiny, 2 x NVIDIA H100",
         "second: torch_ref, tiny, 2 x NVIDIA H100",
@@ -221,7 +236,7 @@ def test_a_runs_own_picture_shows_no_published_curve_of_another_recipe(tmp_path)
 
 def axes_of(*curves):
     axes = Figure().add_subplot()
-    report._losses_over_tokens(axes, curves)
+    picture.losses_over_tokens(axes, curves, picture.styles(curves))
     return axes
 
 

@@ -113,6 +113,28 @@ def test_what_all_reach_is_a_second_target_where_one_misses_3_28():
     assert jaxgpt.curves.default_targets(curves) == [3.28, 3.3406]
 
 
+def test_a_published_curve_that_misses_3_28_is_measured_by_it_too():
+    assert jaxgpt.curves.default_targets([jaxgpt.curves.published_run("opt-adam-2024-10-29")]) == [3.28, 3.3406]
+
+
+@pytest.mark.parametrize("recipe", ["muon-2024-10-12", "opt-adam-2024-10-29"])
+def test_a_run_of_a_published_recipe_is_measured_by_3_28_before_it_gets_there(tmp_path, recipe):
+    run = load_run(write(tmp_path / "a", lines(val=[11, 10.5]), recipe=recipe))
+    assert jaxgpt.curves.default_targets([run]) == [3.28, 10.5]
+
+
+def test_a_run_of_a_published_recipe_is_measured_by_3_28_alone_once_it_gets_there(tmp_path):
+    run = load_run(write(tmp_path / "a", lines(val=[11, 3.27]), recipe="muon-2024-10-12"))
+    assert jaxgpt.curves.default_targets([run]) == [3.28]
+
+
+@pytest.mark.parametrize(("tokens", "targets"), [("gpt2", [3.28]), ("bytes", [3.0])])
+def test_an_unknown_recipe_that_gets_to_3_28_is_measured_by_it_on_gpt2_tokens_alone(tmp_path, tokens, targets):
+    run = load_run(write(tmp_path / "a", lines(val=[5, 3.0]), recipe="mine"))
+    run.config["recipe"]["data"] = {"tokens": tokens}
+    assert jaxgpt.curves.default_targets([run]) == targets
+
+
 def test_without_published_curves_the_target_is_the_worse_final_loss_rounded_up(tmp_path):
     runs = [load_run(write(tmp_path / f"r{loss}", lines(val=[5, loss]))) for loss in (2.5, 2.00001, 2.70001)]
     assert jaxgpt.curves.default_targets(runs) == [2.7001]
