@@ -113,9 +113,13 @@ def eigh(A: Float[Array, "*batch n n"]) -> tuple[Float[Array, "*batch n"], Float
 
     On an H100 (float32, JAX 0.11.2) cuSOLVER decomposes 120 matrices of 768 x 768 in 0.12 s at once and in 1.0 s one
     after the other, but 4 of 3072 x 3072 in 0.40 s at once and 0.20 s one after the other.
+
+    On a CPU always one after the other: jaxlib (0.10.2) deals a batch out to the threads that XLA runs operations on
+    and waits for it on one of them, so that two batches at a time wait for each other for ever.
     """
     decompose = functools.partial(jnp.linalg.eigh, symmetrize_input=False)
-    return decompose(A) if A.shape[-1] <= 1024 else _one_by_one(decompose, A)
+    one_by_one = functools.partial(_one_by_one, decompose)
+    return lax.platform_dependent(A, cpu=one_by_one, default=decompose if A.shape[-1] <= 1024 else one_by_one)
 
 
 def qr(A: Float[Array, "*batch n n"]) -> Float[Array, "*batch n n"]:

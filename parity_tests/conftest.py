@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as in jaxgpt.train
 
 import jax
 import numpy as np
@@ -19,9 +20,31 @@ from safetensors.numpy import save_file
 from jaxgpt.shards import write_shard
 from parity_tests.programs import ROOT, Ended, tiny_weights
 
+LEFT_OUT = pytest.StashKey[int]()
+
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_num_cpu_devices", 8)
 torch.set_num_threads(1)  # at these sizes two threads wait for each other longer than they work
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full", action="store_true", help="also the tests marked slow")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is marked slow unless `--full` asks for it, or the command names its file or test."""
+    named = any("::" in argument or argument.endswith(".py") for argument in config.args)
+    if config.getoption("--full") or named:
+        return
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    config.hook.pytest_deselected(items=slow)
+    items[:] = [item for item in items if not item.get_closest_marker("slow")]
+    config.stash[LEFT_OUT] = len(slow)
+
+
+def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
+    if left_out := config.stash.get(LEFT_OUT, 0):
+        terminalreporter.write_line(f"{left_out} slow tests were left out: --full runs them too")
 
 
 @pytest.fixture(scope="session")

@@ -8,8 +8,8 @@ import torch
 
 from jaxgpt import muon as jax_muon
 from parity_tests import oracle
-from parity_tests.pair import relative
-from parity_tests.tolerances import NEWTON_SCHULZ_TO_ORACLE
+from parity_tests.pair import DTYPES, relative
+from parity_tests.tolerances import NEWTON_SCHULZ_TO_ORACLE, ORTHOGONAL_FACTOR
 from torch_ref import muon as torch_muon
 
 COEFFICIENTS = {"published": ((3.4445, -4.7750, 2.0315), 5), "convergent": ((2.0, -1.5, 0.5), 12)}
@@ -88,6 +88,31 @@ def test_convergent_coefficients_give_the_orthogonal_factor(framework):
     U, _, Vt = np.linalg.svd(G, full_matrices=False)
     run = in_jax if framework == "jax" else in_torch
     assert relative(run(G, "float64", 60, (2.0, -1.5, 0.5)), U @ Vt) <= 1e-12
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_orthogonal_factor_is_what_the_singular_value_decomposition_says(shape, dtype):
+    G = spectrum("gaussian", shape).astype(dtype)
+    U, _, Vt = np.linalg.svd(G.astype(np.float64), full_matrices=False)
+    for framework, got in (
+        ("jax", jax_muon.orthogonal_factor(jnp.asarray(G))),
+        ("torch", torch_muon.orthogonal_factor(torch.tensor(G))),
+    ):
+        assert relative(got, U @ Vt) <= ORTHOGONAL_FACTOR[dtype], framework
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("polynomial", COEFFICIENTS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_the_polynomial_first_is_the_same_iteration(shape, polynomial, dtype):
+    coefficients, steps = COEFFICIENTS[polynomial]
+    G = spectrum("gaussian", shape).astype(dtype)
+    want, d = oracle.newton_schulz(G, steps, coefficients), getattr(torch, dtype)
+    settings = {"form": "polynomial_first"}
+    in_t = torch_muon.newton_schulz(torch.tensor(G), steps, coefficients, d, d, **settings).double().numpy()
+    for framework, got in (("jax", in_jax(G, dtype, steps, coefficients, **settings)), ("torch", in_t)):
+        assert relative(got, want) <= NEWTON_SCHULZ_TO_ORACLE[polynomial][dtype], framework
 
 
 @pytest.mark.parametrize("norm_dtype", ["float32", "bfloat16"])
