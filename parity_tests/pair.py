@@ -5,6 +5,7 @@ import functools
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import torch
 from flax import nnx
@@ -55,8 +56,11 @@ class Pair(NamedTuple):
 
 
 @functools.cache
-def pair(name: str, dtype: str, devices: int = 1, micro_batch: int = 4, sequences: int = 16) -> Pair:
-    """The steps that train, of the recipe at reduced size. `devices` are JAX's; torch has one process."""
+def pair(name: str, dtype: str | None, devices: int = 1, micro_batch: int = 4, sequences: int = 16) -> Pair:
+    """The steps that train, of the recipe at reduced size. `devices` are JAX's; torch has one process.
+
+    Without `dtype` the recipe's own precision.
+    """
     recipe = reduced(name)
     exactly = precision(recipe, dtype, attention="exact")
     mesh = jaxgpt.mesh.make_mesh_of(jax.devices("cpu")[:devices])
@@ -91,9 +95,9 @@ def tokens(recipe: Recipe, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 def jax_state(pair: Pair, start: Weights):
     """JAX's state with these weights and fresh moments."""
-    return pair.jax.start(
-        jax.device_put(bridge.from_torch(start, pair.recipe.model), jaxgpt.mesh.replicated(pair.devices))
-    )
+    params = bridge.from_torch(start, pair.recipe.model)
+    params["wte"] = params["wte"].astype(jnp.dtype(pair.precision.embedding))
+    return pair.jax.start(jax.device_put(params, jaxgpt.mesh.replicated(pair.devices)))
 
 
 def torch_state(pair: Pair, start: Weights):

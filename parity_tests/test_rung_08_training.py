@@ -1,5 +1,6 @@
 """Rung 8: training on the same tokens from the same weights; losses asserted at every step."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -18,7 +19,13 @@ from parity_tests.pair import (
     weights,
     with_bases,
 )
-from parity_tests.tolerances import SOAP_TRAINED_WEIGHTS, SOAP_TRAINING_LOSS, TRAINED_WEIGHTS, TRAINING_LOSS
+from parity_tests.tolerances import (
+    OWN_PRECISION_LOSS,
+    SOAP_TRAINED_WEIGHTS,
+    SOAP_TRAINING_LOSS,
+    TRAINED_WEIGHTS,
+    TRAINING_LOSS,
+)
 
 STEPS = {"muon-2024-10-12": 100, "tiny": 100}
 """Of the reduced schedule's 100. Every other recipe takes 20, past SOAP's and Shampoo's first recomputation."""
@@ -64,3 +71,19 @@ def test_losses_are_the_same_at_every_step_and_weights_at_the_end(name, dtype):
                 np.split(each[name_], 3)[1][:] = 0
     allowed = (SOAP_TRAINED_WEIGHTS if soap else TRAINED_WEIGHTS)[dtype]
     assert_alike(got, want, allowed, "rung 8, weights after training")
+
+
+@pytest.mark.parametrize("name", ["simple-2026-06-11", "llmc-2024-10-13", "distmuon-2024-10-17", "opt-soap-2024-10-29"])
+def test_recipes_in_their_own_precision_start_alike(name):
+    both, start = pair(name, None, micro_batch=16), weights(name, "float32", perturbed=False)
+    assert both.precision.compute == "bfloat16"
+    in_jax, in_torch = jax_state(both, start), torch_state(both, start)
+    dtypes = {str(p.dtype).removeprefix("torch.") for p in in_torch.model.parameters()}
+    assert {str(w.dtype) for w in jax.tree.leaves(in_jax.params)} == dtypes
+    assert dtypes == {"float32", both.precision.embedding}
+    for step in range(10):
+        batch = learnable_tokens(both.recipe, step)
+        in_jax, got = both.jax.step(in_jax, *jax_batch(both, *batch))
+        in_torch, want = both.torch.step(in_torch, *torch_batch(*batch))
+        apart = abs(float(got["train_loss"]) - float(want["train_loss"]))
+        assert apart <= OWN_PRECISION_LOSS[name], f"step {step}"
