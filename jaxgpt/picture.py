@@ -134,16 +134,22 @@ def losses_over_time(axes: Axes, curves: Sequence[Run], looks: Sequence[Style]) 
 
 
 def _draw(axes: Axes, looks: Sequence[Style], i: int, curve: Run, train_x: np.ndarray, val_x: np.ndarray) -> None:
-    """Curve number `i`: training losses thin and pale (the paler the more curves), validation losses over them."""
-    style = looks[i]
+    """Curve number `i`: training losses thin and pale (the paler the more curves), validation losses over them.
+
+    Validated at its ends alone, a run is its training losses: a line between the two would cross all that lies between.
+    """
+    style, ends_alone = dict(looks[i]), len(val_x) < 3 < len(train_x)
     every = _stride(len(train_x), _MOST_POINTS)
     thin = {
         "color": style["color"],
-        "linewidth": 0.6,
-        "alpha": min(0.45, 1 / len(looks)),
+        "linestyle": style["linestyle"] if ends_alone else "-",
+        "linewidth": 1.0 if ends_alone else 0.6,
+        "alpha": 0.9 if ends_alone else min(0.45, 1 / len(looks)),
         "marker": "." if len(train_x) == 1 else "",
     }
     axes.plot(train_x[::every], curve.train.loss[::every], **thin, zorder=1)
+    if ends_alone:
+        style["linestyle"] = ""
     axes.plot(val_x, curve.val.loss, **style, markersize=4, markevery=_marked(len(val_x)), zorder=2 + i)
 
 

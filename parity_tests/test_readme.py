@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 
 from jaxgpt.flags import recipe_and_flags
+from jaxgpt.recipes import RECIPES
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 RUNS = ROOT / "benchmarks" / "results" / "muon-2024-10-12-h100"
+OPTIMIZERS = ROOT / "benchmarks" / "results" / "optimizers-h100"
 
 
 def metrics(trainer: str, key: str) -> dict[int, float]:
@@ -60,11 +62,32 @@ def test_largest_differences_are_the_recorded_ones(key, says):
     assert re.search(rf"{says}{apart:.4f}", README.replace("\n", " "))
 
 
+@pytest.mark.parametrize("optimizer", ["muon", "adam", "soap", "shampoo"])
+def test_costs_of_optimisers_are_the_measured_ones(optimizer):
+    measured = {each["run"]: each for each in json.loads((OPTIMIZERS / "optimizers.json").read_text())}
+    both = [measured[f"{trainer}-{optimizer}"] for trainer in ("jaxgpt", "torch_ref")]
+    cells = [
+        ", ".join(f"{each['step_ms']:,.0f}" for each in both),
+        ", ".join(f"{100 * each['share']:.1f}%" for each in both),
+    ]
+    recomputed = [each["recompute_ms"] for each in both]
+    cells.append("" if recomputed[0] is None else ", ".join(f"{ms:,.0f}" for ms in recomputed) + ", every 10 steps")
+    state = [[round(each["bytes"][part] / 2**20) for part in ("hidden", "all")] for each in both]
+    assert state[0] == state[1]
+    assert row(f"{optimizer} |") == [*cells, ", ".join(f"{mib:,}" for mib in state[0])]
+
+
+def test_recipes_are_all_listed():
+    section = README[README.index("## The recipes") : README.index("## Four optimisers")]
+    for name in RECIPES:
+        assert name in section or name.removesuffix("2024-10-29") in section, name
+
+
 def test_every_training_command_is_one_the_programs_take():
     text = README.replace("\\\n", " ")
     commands = re.findall(r"^(?:torchrun .*-m -- |python -m )((?:jaxgpt|torch_ref)\.train .*)$", text, re.M)
     assert len(commands) >= 6
     for command in commands:
         program, *arguments = shlex.split(command)
-        recipe, _, _ = recipe_and_flags(arguments, program, "tiny")
+        recipe, _, _ = recipe_and_flags([word.replace("$r", "tiny") for word in arguments], program, "tiny")
         assert recipe.name in arguments
