@@ -35,11 +35,17 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-def train(folder: Path, name: str, launcher: tuple[str, ...] = ("-m", "torch_ref.train"), **flags: str) -> list[dict]:
+def train(
+    folder: Path,
+    name: str,
+    launcher: tuple[str, ...] = ("-m", "torch_ref.train"),
+    distributed: bool = False,
+    **flags: str,
+) -> list[dict]:
     small = {"recipe": "tiny", "model.layers": "2", "model.width": "64", "steps": str(STEPS), "val-every": "3"}
     data = {"data": "text_train_*.bin", "val-data": "text_val_*.bin", "val-tokens": "1024", "run": name}
     words = [word for flag, value in (small | data | flags).items() for word in (f"--{flag}", value)]
-    ended = run(folder, *launcher, *words)
+    ended = run(folder, *launcher, *words, *["--optimizer.distributed"] * distributed)
     assert ended.returncode == 0, ended.stderr
     return metrics(folder / name)
 
@@ -70,12 +76,26 @@ def test_a_run_writes_the_metrics_of_every_step(alone):
     }
 
 
-def test_two_gloo_processes_with_accumulation_train_as_one_does(folder, alone):
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "--", "torch_ref.train")
-    together = train(folder, "together", torchrun, **{"mesh": "2", "micro-batch": "2"})
-    for one, two in zip(alone, together, strict=True):
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "--", "torch_ref.train")
+
+
+def assert_trained_alike(ones: list[dict], twos: list[dict]) -> None:
+    for one, two in zip(ones, twos, strict=True):
         compared = {"train_loss", "val_loss", "grad_norm"} & one.keys()
         assert {name: one[name] for name in compared} == pytest.approx({name: two[name] for name in compared}, rel=1e-6)
+
+
+def test_two_gloo_processes_with_accumulation_train_as_one_does(folder, alone):
+    assert_trained_alike(alone, train(folder, "together", TORCHRUN, **{"mesh": "2", "micro-batch": "2"}))
+
+
+def test_summed_gradients_and_distributed_muon_are_the_same_over_two_processes(folder, alone):
+    form = {"recipe": "tiny", "model.loss-reduction": "sum", "optimizer.muon-scale": "sqrt_ratio"}
+    one = train(folder, "sum", distributed=True, **form)
+    assert one[1]["grad_norm"] == pytest.approx(16 * 64 * alone[1]["grad_norm"], rel=1e-5), "sums, not means"
+    assert one[1]["train_loss"] == pytest.approx(alone[1]["train_loss"], rel=1e-6), "but losses are means"
+    two = train(folder, "sums", TORCHRUN, distributed=True, **form, **{"mesh": "2", "micro-batch": "2"})
+    assert_trained_alike(one, two)
 
 
 def test_a_mesh_that_torchrun_did_not_start_is_named_with_the_command_to_type(folder):
