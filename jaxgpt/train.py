@@ -2,8 +2,8 @@
 
 import os
 
-# On a CPU, JAX decomposes matrices with SciPy's OpenBLAS, whose threads wait for XLA's: on 2 cores a step of Shampoo took
-# 100 times as long. The variable is read once, when NumPy or SciPy loads that library.
+# On a CPU, JAX decomposes matrices with SciPy's OpenBLAS, whose threads wait for XLA's: on 2 cores a step of Shampoo
+# took 100 times as long. The variable is read once, when NumPy or SciPy loads that library.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import contextlib

@@ -21,7 +21,6 @@ from parity_tests.pair import (
 )
 from parity_tests.tolerances import (
     OWN_PRECISION_LOSS,
-    SOAP_TRAINED_WEIGHTS,
     SOAP_TRAINING_LOSS,
     TRAINED_WEIGHTS,
     TRAINING_LOSS,
@@ -69,7 +68,7 @@ def test_losses_are_the_same_at_every_step_and_weights_at_the_end(name, dtype):
         for name_ in (n for n in want if n.endswith("c_attn.bias")):
             for each in (got, want):
                 np.split(each[name_], 3)[1][:] = 0
-    allowed = (SOAP_TRAINED_WEIGHTS if soap else TRAINED_WEIGHTS)[dtype]
+    allowed = TRAINED_WEIGHTS[both.recipe.optimizer.kind][dtype]
     assert_alike(got, want, allowed, "rung 8, weights after training")
 
 
