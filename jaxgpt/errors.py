@@ -10,6 +10,8 @@ from collections.abc import Callable
 
 BAD_INPUT = 2
 NOT_FINITE = 3
+NOT_EQUIVALENT = 4
+"""How `python -m jaxgpt.compare --require-equivalent` ends where equivalence is not shown; its report is written."""
 
 
 class BadInput(Exception):

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jaxgpt.curves import Comparison
+from jaxgpt.equivalence import ALPHA, MOST_PAIRS, POWER, Judgement, pairs_needed, power
 from jaxgpt.errors import BadInput
 from jaxgpt.picture import comparison_png, time_unit
 
@@ -48,9 +49,9 @@ def check_folder(out: str, names: Sequence[str] = (REPORT, PICTURE), mark: str =
         raise BadInput(f"--out {out} holds {min(held)!r}, which is no report of ours; give a new or empty folder")
 
 
-def write(out: str, compared: Comparison, command: str) -> list[str]:
+def write(out: str, compared: Comparison, command: str, judged: Judgement | None = None) -> list[str]:
     """Write report.md and curves.png into the folder `out`; see `write_files`."""
-    text = markdown(compared, command).encode(errors="replace")
+    text = markdown(compared, command, judged).encode(errors="replace")
     return write_files(out, {REPORT: text, PICTURE: comparison_png(compared)})
 
 
@@ -71,8 +72,9 @@ def write_files(out: str, files: dict[str, bytes]) -> list[str]:
     return [os.path.join(out, name) for name in files]
 
 
-def markdown(compared: Comparison, command: str) -> str:
-    """The report as Markdown: every run's figures, tokens to the targets, differences, and the command that made it."""
+def markdown(compared: Comparison, command: str, judged: Judgement | None = None) -> str:
+    """The report as Markdown: every run's figures, tokens to the targets, differences, the verdict where one was asked
+    for, and the command that made it."""
     first = compared.curves[0].name.replace("`", "'")
     parts = [
         MARK,
@@ -93,7 +95,58 @@ def markdown(compared: Comparison, command: str) -> str:
             markdown_table(_differences_table(compared)),
             f"Each curve minus `{first}`, at the points both have: same step and same tokens.",
         ]
+    if judged is not None:
+        parts += _equivalence(judged)
     return "\n\n".join([*parts, "## Command", f"```\n{command}\n```"]) + "\n"
+
+
+def verdict_text(judged: Judgement) -> str:
+    """The verdict and what it rests on, in one line."""
+    e = judged.loss
+    low, high = e.interval_90
+    return (
+        f"{e.verdict}: {judged.other} minus {judged.first}, final val loss {e.mean:+.5f}, 90% interval {low:+.5f} to "
+        f"{high:+.5f}, margin {e.margin:g}, {e.pairs} pairs"
+    )
+
+
+def _equivalence(judged: Judgement) -> list[str]:
+    """The section's paragraphs."""
+    e = judged.loss
+    first, other = (side.replace("`", "'") for side in (judged.first, judged.other))
+    names = ["verdict", "margin", "pairs", "mean", "sd", "90% interval", "95% interval", "p", "power"]
+    needed = NONE if math.isnan(e.sd) else str(pairs_needed(e.sd, e.margin) or f"more than {MOST_PAIRS}")
+    row = [e.verdict, f"{e.margin:g}", f"{e.pairs}", f"{e.mean:+.5f}"]
+    row += [
+        NONE if math.isnan(e.sd) else f"{e.sd:.5f}",
+        _from_to(e.interval_90, "+.5f"),
+        _from_to(e.interval_95, "+.5f"),
+    ]
+    row += [f"{e.p:.3g}", f"{power(e.sd, e.pairs, e.margin):.3f}", needed]
+    tokens = [["validation loss", "reached by first", "reached by other", "ratio", "95% interval"]]
+    tokens[0] += ["difference", "95% interval of the difference"]
+    for t in judged.tokens:
+        reached = [f"{n} of {e.pairs}" for n in t.reached]
+        row_of_target = [f"{t.target:g}", *reached, _from_to(t.ratio, ".4f"), _from_to(t.ratio_interval, ".4f")]
+        tokens.append([*row_of_target, _from_to(t.difference, "+,.0f"), _from_to(t.difference_interval, "+,.0f")])
+    return [
+        "## Equivalence",
+        f"Final validation losses of `{other}` minus `{first}`, in pairs of equal seed "
+        f"({', '.join(map(str, judged.seeds))}), against a margin that must have been fixed beforehand.",
+        markdown_table([[*names, f"pairs for power {POWER:g}"], row]),
+        f"Paired two one-sided tests at {ALPHA:g} each: equivalent where the 90% interval lies within the margin; else "
+        "different where the 95% interval excludes 0; else underpowered: these pairs can't tell. Power is the chance "
+        "of `equivalent` at this sd without a difference; few pairs know the sd badly.",
+        *([markdown_table(tokens)] if judged.tokens else []),
+        "Mean tokens of the other side by, and minus, the first's: a paired bootstrap over seeds. What never got to a "
+        "loss takes any number of tokens from its last validation's up, so that its intervals are open (inf, or a "
+        "ratio from 0); so are all below 5 pairs.",
+    ]
+
+
+def _from_to(bounds: tuple[float, float], form: str) -> str:
+    low, high = bounds
+    return f"{low:{form}}" if low == high else f"{low:{form}} to {high:{form}}"
 
 
 def print_tables(compared: Comparison) -> None:
