@@ -17,7 +17,7 @@ import torch_ref.train
 from jaxgpt import bridge
 from jaxgpt.model import GPT
 from jaxgpt.moments import moments_from_torch, moments_to_torch
-from jaxgpt.recipes import RECIPES, Precision, Recipe, precision, reduced
+from jaxgpt.recipes import RECIPES, ModelConfig, Precision, Recipe, precision, reduced
 from torch_ref.moments import moments
 
 DTYPES = ("float64", "float32")
@@ -77,13 +77,18 @@ def pair(name: str, dtype: str | None, devices: int = 1, micro_batch: int = 4, s
 def weights(name: str, dtype: str, perturbed: bool = True) -> Weights:
     """Initial weights of the reduced recipe (JAX's), moved off their start where `perturbed`: zero-initialised
     projections make every gradient behind them exactly zero, and zero agrees with zero whatever the code does."""
-    config = reduced(name).model
-    gpt = GPT(config, rngs=nnx.Rngs(0), parameters="float64")
-    drawn = bridge.to_torch(nnx.to_pure_dict(nnx.split(gpt)[1]), config)
     moved = np.random.default_rng(1)
     return {
-        n: np.asarray(w + perturbed * 0.05 * moved.standard_normal(w.shape), dtype).copy() for n, w in drawn.items()
+        n: np.asarray(w + perturbed * 0.05 * moved.standard_normal(w.shape), dtype).copy()
+        for n, w in _drawn(reduced(name).model).items()
     }
+
+
+@functools.cache
+def _drawn(config: ModelConfig) -> Weights:
+    """JAX's initial weights in float64: drawing them takes seconds, most of it compiling."""
+    gpt = GPT(config, rngs=nnx.Rngs(0), parameters="float64")
+    return bridge.to_torch(nnx.to_pure_dict(nnx.split(gpt)[1]), config)
 
 
 def tokens(recipe: Recipe, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
