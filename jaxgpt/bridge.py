@@ -2,7 +2,8 @@
 
 Tensors are called `model.<name>`, such as `model.h.3.attn.c_attn.weight`, and are (out, in) as `nn.Linear` has them.
 JAX stacks the layers, keeps queries, keys and values apart, and has kernels (in, out). Tensors that a recipe keeps in
-bfloat16 are float32 in the file, which loses nothing.
+bfloat16 are float32 in the file, which loses nothing. A file may also hold all that training goes on from: see
+`jaxgpt.statefile`.
 
 `python -m jaxgpt.bridge --recipe NAME --out FILE` writes initial weights that both trainers can start from.
 """
@@ -12,6 +13,7 @@ import importlib.metadata
 import json
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,8 +27,22 @@ from jaxgpt.errors import BadInput, exit_codes
 from jaxgpt.flags import check_seed
 from jaxgpt.model import GPT
 from jaxgpt.recipes import ModelConfig, Recipe, named
+from jaxgpt.statefile import check_moments, checked_header, moment_shapes
+from jaxgpt.tokens import Position
 
 Params = dict
+
+
+class TrainingState(NamedTuple):
+    """All that training goes on from."""
+
+    params: Params
+    moments: dict[str, np.ndarray]
+    """What the optimiser keeps, by the names in files: `jaxgpt.moments.moments_from_torch` puts it in its place."""
+    step: int
+    """Updates done."""
+    position: Position
+    """Where the next step's tokens start."""
 
 
 def to_torch(params: Params, config: ModelConfig, transpose: bool = True) -> dict[str, np.ndarray]:
@@ -79,12 +95,32 @@ def from_torch(weights: dict[str, np.ndarray], config: ModelConfig, transpose: b
     return params
 
 
-def save_state(path: str | Path, params: Params, recipe: Recipe, step: int = 0) -> None:
-    """Write the weights after `step` updates; a file of that name is replaced whole or not at all."""
+def save_state(
+    path: str | Path,
+    params: Params,
+    recipe: Recipe,
+    step: int = 0,
+    moments: dict[str, np.ndarray] | None = None,
+    position: Position | None = None,
+) -> None:
+    """Write the weights after `step` updates; a file of that name is replaced whole or not at all.
+
+    With `moments`, as `jaxgpt.moments.moments_to_torch` names them, and `position`, where the next step's tokens start,
+    the file is a training state.
+
+    Raises:
+      ValueError: one of the two without the other; moments that aren't all that the optimiser keeps after an update.
+    """
+    if (moments is None) != (position is None):
+        raise ValueError("a training state has both moments and position, a file of weights neither: give both or none")
     wide = lambda w: w if w.itemsize >= 4 else w.astype(np.float32)  # noqa: E731
     tensors = {f"model.{name}": wide(weight) for name, weight in to_torch(params, recipe.model).items()}
     versions = {package: importlib.metadata.version(package) for package in ("jax", "flax")}
     metadata = {"recipe": recipe.name, "step": str(step), "versions": json.dumps(versions)}
+    if moments is not None and position is not None:
+        check_moments({name: each.shape for name, each in moments.items()}, recipe, step)
+        tensors |= {name: wide(each) for name, each in moments.items()}
+        metadata |= {"shard": str(position.shard), "offset": str(position.offset)}
     new = Path(f"{path}.new")
     save_file(tensors, new, metadata=metadata)
     new.replace(path)
@@ -118,6 +154,27 @@ def load_state(path: str | Path, recipe: Recipe, dtype: str = "float32", embeddi
             f"--init-from {path} can't be read as safetensors ({error}): give a file of either trainer"
         ) from None
     return from_torch(weights, recipe.model)
+
+
+def load_training_state(
+    path: str | Path, recipe: Recipe, dtype: str = "float32", embedding: str | None = None
+) -> TrainingState:
+    """Read all that training goes on from, which either trainer wrote. Dtypes as in `load_state`: moments have those of
+    their weights.
+
+    Raises:
+      BadInput: whatever `jaxgpt.statefile.checked_header` refuses.
+    """
+    step, shard, offset = checked_header(path, recipe)
+    params = load_state(path, recipe, dtype, embedding)
+    with safe_open(path, framework="numpy") as file:
+        moments = {
+            name: file.get_tensor(name).astype(
+                jnp.dtype(embedding or dtype) if ".wte.weight." in name else jnp.dtype(dtype)
+            )
+            for name in moment_shapes(recipe)
+        }
+    return TrainingState(params, moments, step, Position(shard, offset))
 
 
 @dataclasses.dataclass(frozen=True)

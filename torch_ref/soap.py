@@ -20,7 +20,8 @@ def eigenbasis(GG: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
       GG: symmetric, not negative. Where eigenvalues coincide, as those of the null space do, the basis of their space
         is arbitrary too.
     """
-    return torch.linalg.eigh(GG + 1e-30 * torch.eye(len(GG), dtype=GG.dtype, device=GG.device))[1].flip(-1)
+    vectors = torch.linalg.eigh(GG + 1e-30 * torch.eye(len(GG), dtype=GG.dtype, device=GG.device))[1]
+    return vectors.flip(-1).contiguous()  # as a file would give it back: products with it are rounded by its layout
 
 
 def next_basis(GG: Float[Tensor, "n n"], Q: Float[Tensor, "n n"]) -> tuple[Float[Tensor, "n n"], Int[Tensor, " n"]]:
@@ -32,7 +33,7 @@ def next_basis(GG: Float[Tensor, "n n"], Q: Float[Tensor, "n n"]) -> tuple[Float
     """
     moved = GG @ Q
     order = (Q * moved).sum(dim=0).argsort(descending=True, stable=True)
-    return torch.linalg.qr(moved[:, order])[0], order
+    return torch.linalg.qr(moved[:, order])[0].contiguous(), order
 
 
 class SOAP(torch.optim.Optimizer):
