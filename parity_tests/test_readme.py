@@ -17,8 +17,8 @@ RUNS = ROOT / "benchmarks" / "results" / "muon-2024-10-12-h100"
 OPTIMIZERS = ROOT / "benchmarks" / "results" / "optimizers-h100"
 
 
-def metrics(trainer: str, key: str) -> dict[int, float]:
-    lines = (json.loads(line) for line in (RUNS / trainer / "metrics.jsonl").read_text().splitlines())
+def metrics(trainer: str, key: str, runs: Path = RUNS) -> dict[int, float]:
+    lines = (json.loads(line) for line in (runs / trainer / "metrics.jsonl").read_text().splitlines())
     return {line["step"]: line[key] for line in lines if key in line}
 
 
@@ -75,6 +75,16 @@ def test_costs_of_optimisers_are_the_measured_ones(optimizer):
     state = [[round(each["bytes"][part] / 2**20) for part in ("hidden", "all")] for each in both]
     assert state[0] == state[1]
     assert row(f"{optimizer} |") == [*cells, ", ".join(f"{mib:,}" for mib in state[0])]
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "name"), [("muon", "Muon"), ("adam", "AdamW"), ("soap", "SOAP"), ("shampoo", "Shampoo")]
+)
+def test_largest_differences_of_optimisers_are_the_recorded_ones(optimizer, name):
+    ours, theirs = (metrics(f"{trainer}-{optimizer}", "train_loss", OPTIMIZERS) for trainer in ("jaxgpt", "torch_ref"))
+    apart = {step: abs(ours[step] - theirs[step]) for step in ours}
+    step = max(apart, key=lambda step: apart[step])
+    assert f"{apart[step]:.3f} for {name} (step {step}" in README.replace("\n", " ")
 
 
 def test_recipes_are_all_listed():
