@@ -90,3 +90,12 @@ BRIDGE = {"float64": 5e-14, "float32": 1e-5}
 
 SECOND_ORDER_BRIDGE = {"float64": 3e-12}
 """The same of SOAP and Shampoo, each leg with a recomputation. Measured 2.5e-13, in a root; weights alone 2.6e-14."""
+
+PUBLISHED = {"float64": 1e-13, "float32": 1e-6}
+"""Rung 14, a trainer against a published script. Measured 1.1e-14 and 5.6e-7."""
+
+PUBLISHED_GRADIENTS = {"float64": 1e-13, "float32": 3e-6}
+"""Measured 2.2e-15 and 1.3e-6: rounding alone."""
+
+PUBLISHED_NEWTON_SCHULZ = {"float64": 1e-13, "float32": 1e-5}
+"""Measured 5.4e-15 and 2.1e-6: the norm summed in another order, magnified by five steps."""
