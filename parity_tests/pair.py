@@ -98,6 +98,18 @@ def tokens(recipe: Recipe, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return drawn[:, :-1], drawn[:, 1:]
 
 
+def learnable_tokens(recipe, step: int):
+    """Text with something to learn: each token follows its predecessor by a fixed random map, one time in four not."""
+    rng = np.random.default_rng(1000 + step)
+    follows = np.random.default_rng(7).permutation(recipe.model.token_ids)
+    rows = [rng.integers(0, recipe.model.token_ids, recipe.data.sequences)]
+    for _ in range(recipe.model.context):
+        jump = rng.random(recipe.data.sequences) < 0.25
+        rows.append(np.where(jump, rng.integers(0, recipe.model.token_ids, recipe.data.sequences), follows[rows[-1]]))
+    window = np.stack(rows, axis=1).astype(np.int32)
+    return window[:, :-1], window[:, 1:]
+
+
 def jax_state(pair: Pair, start: Weights):
     """JAX's state with these weights and fresh moments."""
     params = bridge.from_torch(start, pair.recipe.model)

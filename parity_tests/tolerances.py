@@ -99,3 +99,41 @@ PUBLISHED_GRADIENTS = {"float64": 1e-13, "float32": 3e-6}
 
 PUBLISHED_NEWTON_SCHULZ = {"float64": 1e-13, "float32": 1e-5}
 """Measured 5.4e-15 and 2.1e-6: the norm summed in another order, magnified by five steps."""
+
+REPLAY_MOMENTS = {"float64": 1e-14, "float32": 3e-6}
+"""Rung 7, after each of 50 steps, the gradients of either. Measured 1.8e-15 and 3.5e-7."""
+
+REPLAY_MATRICES = {"float64": 7e-13, "float32": 2e-4}
+"""SOAP's bases and Shampoo's roots likewise. Measured 7.3e-14 and 2.2e-5. In float32 SOAP can't be held to any: after
+41 steps near-equal eigenvalues of `tiny-soap` reduced came in another order, and a basis was 0.45 apart."""
+
+REPLAY_CHANGE = {
+    "muon": {"float64": 5e-13, "float32": 3e-4},
+    "adamw": {"float64": 1e-12, "float32": 1e-3},
+    "shampoo": {"float64": 3e-13, "float32": 1e-4},
+    "soap": {"float64": 6e-12},
+}
+"""What each step adds to a weight, by optimiser: a weight's own last digits, so most where it changes least. Measured
+5.5e-14 and 3.0e-5; 9.6e-14 and 1.1e-4; 3.0e-14 and 1.3e-5; 6.6e-13 for the reason of `SECOND_ORDER_CHANGE`."""
+
+TORCH_MUON = 2e-15
+"""torch.optim.Muon's momentum, norm, scale and decay, the iteration left out. float64, measured 2e-16."""
+
+TORCH_MUON_BFLOAT16 = {"published": 0.1, "convergent": 0.03}
+"""Its updates. Measured 0.037 and 0.0090: roundings of bfloat16, which another CPU may make otherwise."""
+
+TORCH_MUON_ERRORS = 6
+"""Our distance from the oracle in its own. Measured 2.6: it rounds a sum and its product once, we and the published
+scripts each of them."""
+
+OPTAX_MUON = 3e-14
+"""optax.contrib.muon's updates, where it can agree. float64, measured 3e-15."""
+
+GPT2_LOGITS = {"float64": 1e-14, "float32": 5e-6}
+"""transformers.GPT2LMHeadModel and `llmc-2024-10-13`. Measured 8.5e-16 and 4.2e-7."""
+
+GPT2_LOSS = {"float64": 5e-15, "float32": 1e-6}
+"""Measured 3.2e-16 and 0; 1.7e-7 at initial weights."""
+
+GPT2_GRADIENTS = {"float64": 2e-14, "float32": 1e-5}
+"""Measured 1.5e-15 and 9.6e-7."""
