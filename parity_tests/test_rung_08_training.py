@@ -33,7 +33,7 @@ STEPS = {"muon-2024-10-12": 100, "tiny": 100}
 
 FLOAT32 = {"muon-2024-10-12", "llmc-2024-10-13", "opt-adam-2024-10-29", "opt-shampoo-2024-10-29", "opt-soap-2024-10-29"}
 FLOAT32 |= {"simple-2026-06-11", "tiny"}
-"""A recipe of each optimiser and each kind of model. In float32 the others are slow tests; in float64 all run always."""
+"""A recipe of each optimiser and each kind of model. In float32 the others are slow tests; in float64 none is."""
 
 
 def chosen(name: str, dtype: str):
