@@ -106,7 +106,7 @@ def _hidden(
         round_scaled=config.distributed,
         deal=deal,
     )
-    decay = optax.add_decayed_weights(config.hidden_weight_decay)
+    decay = optax.add_decayed_weights(config.hidden_weight_decay) if config.hidden_weight_decay else optax.identity()
     return optax.chain(direction, decay, optax.scale_by_learning_rate(lr))
 
 

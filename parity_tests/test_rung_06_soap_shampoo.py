@@ -6,13 +6,11 @@ and into the oracle. From then on everything is determined. What the first bases
 """
 
 import functools
-import itertools
 import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 import torch
 
@@ -22,11 +20,32 @@ import jaxgpt.soap
 import torch_ref.shampoo
 import torch_ref.soap
 from jaxgpt.matrices import by_shape, total_weight
-from jaxgpt.muon import newton_schulz
 from parity_tests import oracle
-from parity_tests.pair import DTYPES, Weights, assert_alike, relative
+from parity_tests.pair import Weights, assert_alike, relative
+from parity_tests.second_order import (
+    CALLS,
+    EVERY,
+    JAX,
+    LR,
+    RUN,
+    SHAPES,
+    SMALL,
+    TORCH,
+    Trace,
+    allowed,
+    by_dtype,
+    by_framework,
+    by_optimizer,
+    by_two,
+    changes,
+    gradients,
+    run_jax,
+    run_oracle,
+    run_torch,
+    start,
+    traces,
+)
 from parity_tests.tolerances import (
-    FAST,
     FIRST_BASIS,
     NULL_SPACE,
     NULL_SPACE_UPDATES,
@@ -36,137 +55,6 @@ from parity_tests.tolerances import (
     SECOND_ORDER_MOMENTS,
     SECOND_ORDER_WEIGHTS,
 )
-
-SHAPES = {"square": (8, 8), "wide": (8, 24), "tall": (24, 8), "layer 0": (24, 8), "layer 1": (24, 8)}
-"""(fan_out, fan_in). In JAX the layers are one leaf, (2, fan_in, fan_out), and go through one batch with "tall"."""
-
-SMALL = {"small": (5, 7)}
-"""Enough where a fact is about one matrix: most of the time here is compiling."""
-
-CALLS, LR, EVERY = 26, 0.01, 10
-"""SOAP makes 25 updates in as many calls, Shampoo 26: each recomputes at updates 10 and 20."""
-
-JAX = {"soap": jaxgpt.soap.soap, "shampoo": jaxgpt.shampoo.shampoo}
-TORCH = {"soap": torch_ref.soap.SOAP, "shampoo": torch_ref.shampoo.Shampoo}
-ORACLE = {"soap": oracle.soap, "shampoo": oracle.shampoo}
-MATRICES = {"soap": "Q", "shampoo": "roots"}
-
-Trace = list[dict[str, Weights]]
-"""call -> slot ("w", "exp_avg", "GG 0", ...) -> matrix -> array in torch's layout."""
-
-by_optimizer = pytest.mark.parametrize("optimizer", JAX)
-by_dtype = pytest.mark.parametrize("dtype", DTYPES)
-by_two = pytest.mark.parametrize("two", [("jax", "torch"), ("jax", "oracle"), ("torch", "oracle")], ids="-".join)
-by_framework = pytest.mark.parametrize("framework", ["jax", "torch"])
-
-
-def start(dtype="float64", shapes=SHAPES) -> Weights:
-    rng = np.random.default_rng(0)
-    return {name: (0.1 * rng.standard_normal(shape)).astype(dtype) for name, shape in shapes.items()}
-
-
-def gradients(dtype="float64", calls=CALLS, shapes=SHAPES) -> list[Weights]:
-    """Random, with directions of sizes from 1 to 1/4 on each side, so that a basis matters."""
-    rng = np.random.default_rng(1)
-    turn = lambda n: np.linalg.qr(rng.standard_normal((n, n)))[0] * np.geomspace(1, 0.25, n)  # noqa: E731
-    sides = {name: (turn(rows), turn(cols)) for name, (rows, cols) in shapes.items()}
-    draw = lambda left, right: 0.01 * left @ rng.standard_normal((len(left), len(right))) @ right.T  # noqa: E731
-    return [{name: draw(*pair).astype(dtype) for name, pair in sides.items()} for _ in range(calls)]
-
-
-def to_jax(named: Weights, transpose: bool = True):
-    """Kernels (fan_in, fan_out), the layers stacked. Bases must not be transposed."""
-    named = {name: a.T if transpose else a for name, a in named.items()}
-    layers = [named.pop(name) for name in list(named) if name.startswith("layer")]
-    return jax.tree.map(jnp.asarray, named | ({"layers": np.stack(layers)} if layers else {}))
-
-
-def from_jax(tree, transpose: bool = True) -> Weights:
-    named = {name: np.array(a) for name, a in tree.items()}
-    named |= {f"layer {i}": a for i, a in enumerate(named.pop("layers", ()))}
-    return {name: a.T if transpose else a for name, a in named.items()}
-
-
-def run_jax(optimizer, w: Weights, grads: list[Weights], first=None, mesh=None, learning_rate=LR, **settings) -> Trace:
-    """`first`: a trace whose first call's bases are taken over. `mesh`: where everything is replicated."""
-    transform = JAX[optimizer](learning_rate, **settings)
-    whole = mesh and jaxgpt.mesh.replicated(mesh)
-    place = lambda tree: jax.device_put(tree, whole)  # noqa: E731
-
-    @functools.partial(jax.jit, donate_argnums=(0, 1), out_shardings=whole)
-    def step(params, state, grads):
-        updates, state = transform.update(grads, state, params)
-        return optax.apply_updates(params, updates), state
-
-    params, kind = place(to_jax(w)), MATRICES[optimizer]
-    state, trace = place(transform.init(params)), []
-    for call, g in enumerate(grads):
-        params, state = step(params, state, place(to_jax(g)))
-        if call == 0 and first is not None:
-            # The left side of a kernel is the right side of torch's weight.
-            state = state._replace(Q=place(tuple(to_jax(first[0][f"Q {side}"], transpose=False) for side in (1, 0))))
-        seen = {"w": params, "exp_avg": state.exp_avg, "exp_avg_sq": state.exp_avg_sq}
-        seen = {slot: from_jax(tree) for slot, tree in seen.items()}
-        for slot, trees in (("GG", state.GG), (kind, getattr(state, kind))):
-            seen |= {f"{slot} {side}": from_jax(trees[1 - side], transpose=False) for side in (0, 1)}
-        trace.append(seen | {"step": {name: np.array(state.count) for name in w}})
-    assert step._cache_size() == 1, "recomputations are part of the one program"
-    return trace
-
-
-def run_torch(optimizer, w: Weights, grads: list[Weights], learning_rate=LR, **settings) -> Trace:
-    weights, trace = {name: torch.nn.Parameter(torch.tensor(a)) for name, a in w.items()}, []
-    torchs = TORCH[optimizer](weights.values(), lr=LR, **settings)
-    for call, g in enumerate(grads):
-        torchs.param_groups[0]["lr"] = learning_rate(call) if callable(learning_rate) else learning_rate
-        for name, p in weights.items():
-            p.grad = torch.tensor(g[name])
-        torchs.step()
-        states = {name: torchs.state[p] | {"w": p.detach()} for name, p in weights.items()}
-        trace.append(by_slot(states, MATRICES[optimizer]))
-    return trace
-
-
-def run_oracle(optimizer, w: Weights, grads: list[Weights], first=None, **settings) -> Trace:
-    every = {}
-    for name in w:
-        bases = {} if first is None else {"Q": tuple(first[0][f"Q {side}"][name] for side in (0, 1))}
-        every[name] = ORACLE[optimizer](w[name], [g[name] for g in grads], [LR] * len(grads), **settings, **bases)
-    return [by_slot({name: every[name][call] for name in w}, MATRICES[optimizer]) for call in range(len(grads))]
-
-
-def by_slot(states, kind: str) -> dict[str, Weights]:
-    slots = {slot: lambda s, slot=slot: s[slot] for slot in ("w", "exp_avg", "exp_avg_sq", "step")}
-    for slot in ("GG", kind):
-        slots |= {f"{slot} {side}": lambda s, slot=slot, side=side: s[slot][side] for side in (0, 1)}
-    return {slot: {name: np.asarray(get(s)).copy() for name, s in states.items()} for slot, get in slots.items()}
-
-
-RUN = {"jax": run_jax, "torch": run_torch}
-
-
-@functools.cache
-def traces(optimizer, dtype) -> dict[str, Trace]:
-    """Of everything, with weight decay and from torch's first bases."""
-    w, grads = start(dtype), gradients(dtype)
-    in_torch = run_torch(optimizer, w, grads, weight_decay=0.1)
-    first = in_torch if optimizer == "soap" else None
-    in_jax = run_jax(optimizer, w, grads, first, weight_decay=0.1)
-    return {"torch": in_torch, "jax": in_jax, "oracle": run_oracle(optimizer, w, grads, first, weight_decay=0.1)}
-
-
-def allowed(slot: str, dtype: str) -> float:
-    if slot == "w":
-        return SECOND_ORDER_WEIGHTS[dtype]
-    return SECOND_ORDER_MATRICES[dtype] if slot.startswith(("Q", "roots")) else SECOND_ORDER_MOMENTS[dtype]
-
-
-def changes(trace: Trace) -> list[Weights]:
-    """Of the weights, by every call but the first."""
-    return [
-        {name: after["w"][name].astype(np.float64) - before["w"][name] for name in before["w"]}
-        for before, after in itertools.pairwise(trace)
-    ]
 
 
 @by_two
@@ -454,77 +342,6 @@ def test_states_are_at_least_float32(optimizer, framework):
 
 
 # Many matrices at once, and over devices.
-
-
-FEW = {name: SHAPES[name] for name in ("square", "layer 0", "layer 1")}
-
-
-@functools.cache
-def undealt(optimizer) -> Trace:
-    return run_jax(optimizer, start(shapes=FEW), gradients(shapes=FEW))
-
-
-@by_optimizer
-@pytest.mark.parametrize("devices", [2, 8])
-def test_matrices_dealt_out_over_devices_give_the_same_weights_and_states(devices, optimizer):
-    mesh = jaxgpt.mesh.make_mesh_of(jax.devices()[:devices])
-    settings = {"mesh": mesh, "deal": jaxgpt.mesh.split(mesh)}
-    first = undealt(optimizer) if optimizer == "soap" else None
-    dealt = run_jax(optimizer, start(shapes=FEW), gradients(shapes=FEW), first, **settings)
-    for call, (got, want) in enumerate(zip(dealt, undealt(optimizer), strict=True)):
-        for slot in want:
-            what = f"rung 3b, {optimizer} over {devices} devices, {slot} after call {call}"
-            assert_alike(got[slot], want[slot], allowed(slot, "float64"), what)
-
-
-DECOMPOSITIONS = {"eigh": ("syevd", jnp.linalg.eigh), "qr": ("geqrf", jnp.linalg.qr)}
-
-
-@pytest.mark.parametrize("name", DECOMPOSITIONS)
-def test_dealt_matrices_are_decomposed_once_each(name):
-    target, decompose = DECOMPOSITIONS[name]
-    mesh = jaxgpt.mesh.make_mesh_of(jax.devices()[:8])
-    stacks = [(jnp.ones((13, 6, 6)),), (jnp.ones((6, 6)),)]  # 14 matrices: two for each device
-    run = jax.jit(lambda stacks: by_shape(lambda a: tuple(decompose(a)), stacks, jaxgpt.mesh.split(mesh)))
-    program = run.lower(jax.device_put(stacks, jaxgpt.mesh.replicated(mesh))).compile().as_text()
-    calls = [line for line in program.splitlines() if "custom-call(" in line and target in line]
-    assert [re.search(r"= \(f64\[([\d,]+)\]", line).group(1) for line in calls] == ["2,6,6"], (
-        "one call a device, of two"
-    )
-
-
-def test_dealt_newton_schulz_orthogonalises_each_matrix_once():
-    mesh = jaxgpt.mesh.make_mesh_of(jax.devices()[:8])
-    stacks = jax.device_put([(jnp.ones((12, 16, 32)),), (jnp.ones((2, 2, 16, 32)),)], jaxgpt.mesh.replicated(mesh))
-
-    def flops(deal):
-        run = jax.jit(lambda stacks: by_shape(lambda G: newton_schulz(G, dtype="float64"), stacks, deal))
-        return run.lower(stacks).compile().cost_analysis()["flops"]
-
-    assert flops(jaxgpt.mesh.split(mesh)) < 1.1 * flops(None) / 8  # per device
-
-
-@pytest.mark.parametrize("devices", [None, 2, 8])
-def test_by_shape_gives_every_stack_its_own_results(devices):
-    rng = np.random.default_rng(3)
-    deal = devices and jaxgpt.mesh.split(jaxgpt.mesh.make_mesh_of(jax.devices()[:devices]))
-    leading = [(), (3,), (2, 2), ()]
-    stacks = [
-        (jnp.asarray(rng.standard_normal((*lead, r, 4))), jnp.asarray(rng.standard_normal((*lead, 4, 5))))
-        for lead, r in zip(leading, [3, 3, 3, 2], strict=True)
-    ]
-    batches = []
-
-    def product(a_nrk, b_nkc):
-        batches.append(a_nrk.shape)
-        return a_nrk @ b_nkc, jnp.sum(a_nrk, (-2, -1))
-
-    got = jax.jit(lambda stacks: by_shape(product, stacks, deal))(stacks)
-    for (a, b), (ab, total) in zip(stacks, got, strict=True):
-        assert relative(ab, a @ b) <= FAST["float64"]
-        assert relative(total, a.sum((-2, -1))) <= FAST["float64"]
-    alike = {None: 8, 2: 4, 8: 1}[devices]
-    assert batches == [(alike, 3, 4), (1, 2, 4)], "one call a shape, on a device's share"
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.5, 0.95, 0.999])

@@ -130,7 +130,8 @@ class Muon(torch.optim.Optimizer):
             return loss
         for p, group in moved:
             o = self.orthogonalise(self._momentum(p, group), group)
-            p.mul_(1 - group["lr"] * group["weight_decay"])
+            if group["weight_decay"]:
+                p.mul_(1 - group["lr"] * group["weight_decay"])
             p.add_(o.to(p.dtype), alpha=-group["lr"] * _scale(p, group))
         return loss
 
@@ -148,7 +149,8 @@ class Muon(torch.optim.Optimizer):
         if size > 1:
             dist.all_reduce(summed)
         for (p, group), o in zip(moved, summed.split([p.numel() for p, _ in moved]), strict=True):
-            p.mul_(1 - group["lr"] * group["weight_decay"])
+            if group["weight_decay"]:
+                p.mul_(1 - group["lr"] * group["weight_decay"])
             p.add_(o.view_as(p).to(p.dtype), alpha=-group["lr"])
 
     def _momentum(self, p: Tensor, group: dict[str, Any]) -> Tensor:

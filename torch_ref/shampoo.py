@@ -88,7 +88,8 @@ class Shampoo(torch.optim.Optimizer):
                 if state["step"] % group["precondition_every"] == 0:
                     weight = 1 - group["betas"][1] ** state["step"]
                     state["roots"] = [inverse_root(GG / weight, group["eps"]) for GG in state["GG"]]
-                p.add_(p, alpha=-group["lr"] * group["weight_decay"])
+                if group["weight_decay"]:
+                    p.add_(p, alpha=-group["lr"] * group["weight_decay"])
                 p.add_(self._update(state, group).to(p.dtype), alpha=-group["lr"])
         return loss
 

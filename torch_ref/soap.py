@@ -98,7 +98,8 @@ class SOAP(torch.optim.Optimizer):
                 state["step"] += 1
                 u = self._update(g, state, group)
                 p.add_(u.to(p.dtype), alpha=-group["lr"])
-                p.add_(p, alpha=-group["lr"] * group["weight_decay"])
+                if group["weight_decay"]:
+                    p.add_(p, alpha=-group["lr"] * group["weight_decay"])
                 self._add_statistics(g, state, group)
                 if state["step"] % group["precondition_every"] == 0:
                     self._renew(state)
