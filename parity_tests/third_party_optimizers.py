@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from parity_tests.pair import DTYPES, relative
-from parity_tests.test_rung_06_soap_shampoo import CALLS, EVERY, LR, Trace, gradients, run_torch, start
+from parity_tests.second_order import CALLS, EVERY, LR, Trace, gradients, run_torch, start
 from torch_ref.shampoo import inverse_root
 
 DECAY = 0.1
