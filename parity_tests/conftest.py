@@ -18,6 +18,7 @@ import torch
 from safetensors.numpy import save_file
 
 from jaxgpt.shards import write_shard
+from parity_tests.measured import taken
 from parity_tests.programs import ROOT, Ended, tiny_weights
 
 LEFT_OUT = pytest.StashKey[int]()
@@ -45,6 +46,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
     if left_out := config.stash.get(LEFT_OUT, 0):
         terminalreporter.write_line(f"{left_out} slow tests were left out: --full runs them too")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item):
+    """A test's measurements travel with its report."""
+    taken()
+    try:
+        return (yield)
+    finally:
+        item.user_properties += [("measured", tuple(each)) for each in taken()]
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,7 @@ from jaxgpt import bridge
 from jaxgpt.model import GPT
 from jaxgpt.moments import moments_from_torch, moments_to_torch
 from jaxgpt.recipes import RECIPES, ModelConfig, Precision, Recipe, precision, reduced
+from parity_tests.measured import assert_within
 from torch_ref.moments import moments
 
 DTYPES = ("float64", "float32")
@@ -175,4 +176,4 @@ def assert_alike(got: Weights, want: Weights, allowed: float, what: str) -> None
     assert got.keys() == want.keys(), f"{what}: tensors {sorted(got.keys() ^ want.keys())} are on one side only"
     apart = {name: relative(got[name], want[name]) for name in want}
     worst = max(apart, key=lambda name: np.inf if np.isnan(apart[name]) else apart[name])
-    assert apart[worst] <= allowed, f"{what}: {worst} is {apart[worst]:.2e} apart, allowed {allowed:.0e}"
+    assert_within(apart[worst], allowed, f"{what}: {worst}")

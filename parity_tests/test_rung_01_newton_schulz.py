@@ -8,6 +8,7 @@ import torch
 
 from jaxgpt import muon as jax_muon
 from parity_tests import oracle
+from parity_tests.measured import assert_within
 from parity_tests.pair import DTYPES, relative
 from parity_tests.tolerances import NEWTON_SCHULZ_TO_ORACLE, ORTHOGONAL_FACTOR
 from torch_ref import muon as torch_muon
@@ -53,7 +54,7 @@ def test_newton_schulz_matches_oracle(shape, kind, polynomial, dtype):
     want = oracle.newton_schulz(G, steps, coefficients)
     for framework, run in (("jax", in_jax), ("torch", in_torch)):
         got = run(G, dtype, steps, coefficients)
-        assert relative(got, want) <= NEWTON_SCHULZ_TO_ORACLE[polynomial][dtype], framework
+        assert_within(relative(got, want), NEWTON_SCHULZ_TO_ORACLE[polynomial][dtype], framework)
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
@@ -64,7 +65,7 @@ def test_newton_schulz_matches_oracle_at_the_size_that_trains(shape, dtype):
     want = oracle.newton_schulz(G, steps, coefficients)
     for framework, run in (("jax", in_jax), ("torch", in_torch)):
         got = run(G, dtype, steps, coefficients)
-        assert relative(got, want) <= NEWTON_SCHULZ_TO_ORACLE["published"][dtype], framework
+        assert_within(relative(got, want), NEWTON_SCHULZ_TO_ORACLE["published"][dtype], framework)
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
@@ -87,7 +88,7 @@ def test_convergent_coefficients_give_the_orthogonal_factor(framework):
     G = spectrum("gaussian", (32, 96))
     U, _, Vt = np.linalg.svd(G, full_matrices=False)
     run = in_jax if framework == "jax" else in_torch
-    assert relative(run(G, "float64", 60, (2.0, -1.5, 0.5)), U @ Vt) <= 1e-12
+    assert_within(relative(run(G, "float64", 60, (2.0, -1.5, 0.5)), U @ Vt), 1e-12)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -99,7 +100,7 @@ def test_orthogonal_factor_is_what_the_singular_value_decomposition_says(shape, 
         ("jax", jax_muon.orthogonal_factor(jnp.asarray(G))),
         ("torch", torch_muon.orthogonal_factor(torch.tensor(G))),
     ):
-        assert relative(got, U @ Vt) <= ORTHOGONAL_FACTOR[dtype], framework
+        assert_within(relative(got, U @ Vt), ORTHOGONAL_FACTOR[dtype], framework)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -112,7 +113,7 @@ def test_the_polynomial_first_is_the_same_iteration(shape, polynomial, dtype):
     settings = {"form": "polynomial_first"}
     in_t = torch_muon.newton_schulz(torch.tensor(G), steps, coefficients, d, d, **settings).double().numpy()
     for framework, got in (("jax", in_jax(G, dtype, steps, coefficients, **settings)), ("torch", in_t)):
-        assert relative(got, want) <= NEWTON_SCHULZ_TO_ORACLE[polynomial][dtype], framework
+        assert_within(relative(got, want), NEWTON_SCHULZ_TO_ORACLE[polynomial][dtype], framework)
 
 
 @pytest.mark.parametrize("norm_dtype", ["float32", "bfloat16"])

@@ -13,6 +13,7 @@ import torch_ref.attention
 import torch_ref.model
 from jaxgpt import bridge
 from jaxgpt.recipes import RECIPES, reduced
+from parity_tests.measured import assert_within
 from parity_tests.pair import DTYPES, MODELS, assert_alike, relative, tokens, weights
 from parity_tests.tolerances import HIDDEN, LOGITS
 
@@ -47,7 +48,7 @@ def test_logits_are_the_same(name, dtype):
     inputs, _ = tokens(reduced(name))
     got, want = in_jax(jnp.asarray(inputs)), in_torch(torch.tensor(inputs, dtype=torch.int64))
     assert got.shape[-1] == reduced(name).model.vocab, "padding rows have logits too"
-    assert relative(got, want.detach()) <= LOGITS[dtype]
+    assert_within(relative(got, want.detach()), LOGITS[dtype])
 
 
 def alone(name, dtype):

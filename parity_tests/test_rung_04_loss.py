@@ -11,6 +11,7 @@ from jaxgpt import bridge
 from jaxgpt.loss import cross_entropy
 from jaxgpt.recipes import RECIPES
 from parity_tests import oracle
+from parity_tests.measured import assert_within
 from parity_tests.pair import (
     DTYPES,
     MODELS,
@@ -35,7 +36,7 @@ def test_training_loss_of_a_step_is_the_same(name, dtype, perturbed):
     batch = tokens(both.recipe)
     got, _ = both.jax.gradients(jax_state(both, start).params, *jax_batch(both, *batch))
     want, _ = both.torch.gradients(torch_state(both, start), *torch_batch(*batch))
-    assert relative(got, want) <= LOSS[dtype]
+    assert_within(relative(got, want), LOSS[dtype])
 
 
 @by_recipe_and_dtype
@@ -44,7 +45,7 @@ def test_validation_loss_is_the_same(name, dtype):
     batch = tokens(both.recipe, seed=5)
     got = both.jax.evaluate(jax_state(both, start).params, *jax_batch(both, *batch))
     want = both.torch.evaluate(torch_state(both, start), *torch_batch(*batch))
-    assert relative(got, want) <= LOSS[dtype]
+    assert_within(relative(got, want), LOSS[dtype])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -54,10 +55,10 @@ def test_cross_entropy_matches_oracle_and_counts_padding_rows(dtype):
     want = oracle.cross_entropy(x @ w.T, targets)
     assert want > oracle.cross_entropy((x @ w.T)[:, :40], targets) + 0.1
     got = cross_entropy(jnp.asarray(x, dtype), jnp.asarray(w, dtype), jnp.asarray(targets), dtype)
-    assert relative(got, want) <= LOSS[dtype]
+    assert_within(relative(got, want), LOSS[dtype])
     d = getattr(torch, dtype)
     in_torch = torch_ref.loss.cross_entropy(torch.tensor(x, dtype=d), torch.tensor(w, dtype=d), torch.tensor(targets))
-    assert relative(in_torch, want) <= LOSS[dtype]
+    assert_within(relative(in_torch, want), LOSS[dtype])
 
 
 def test_weights_survive_the_journey_to_torchs_layout_and_back():

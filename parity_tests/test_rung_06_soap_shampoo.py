@@ -21,6 +21,7 @@ import torch_ref.shampoo
 import torch_ref.soap
 from jaxgpt.matrices import by_shape, total_weight
 from parity_tests import oracle
+from parity_tests.measured import assert_within
 from parity_tests.pair import Weights, assert_alike, relative
 from parity_tests.second_order import (
     CALLS,
@@ -83,7 +84,7 @@ def test_soap_needs_no_common_signs(framework):
     w, grads = start(), gradients()
     w, grads = {"square": w["square"]}, [{"square": g["square"]} for g in grads]  # statistics of full rank at once
     got, want = RUN[framework]("soap", w, grads), run_oracle("soap", w, grads)
-    assert relative(got[-1]["w"]["square"], want[-1]["w"]["square"]) <= FIRST_BASIS
+    assert_within(relative(got[-1]["w"]["square"], want[-1]["w"]["square"]), FIRST_BASIS)
 
 
 @functools.cache
@@ -98,9 +99,9 @@ def test_first_bases_of_soap_diagonalise_the_statistics_largest_first(framework)
         for name in SHAPES:
             GG, Q = seen[f"GG {side}"][name], seen[f"Q {side}"][name]
             values = np.diag(Q.T @ GG @ Q)
-            assert relative(Q.T @ Q, np.eye(len(Q))) <= FIRST_BASIS
-            assert relative(Q * values @ Q.T, GG) <= FIRST_BASIS
-            assert relative(values, np.sort(np.linalg.eigvalsh(GG))[::-1]) <= FIRST_BASIS
+            assert_within(relative(Q.T @ Q, np.eye(len(Q))), FIRST_BASIS)
+            assert_within(relative(Q * values @ Q.T, GG), FIRST_BASIS)
+            assert_within(relative(values, np.sort(np.linalg.eigvalsh(GG))[::-1]), FIRST_BASIS)
 
 
 LOW_RANK = {"up": (32, 8)}
@@ -139,12 +140,12 @@ def test_bases_of_a_null_space_agree_in_what_is_determined(call):
     ranges = []
     for seen in (in_jax, in_torch):
         GG, Q = seen["GG 0"]["up"], seen["Q 0"]["up"]
-        assert relative(Q.T @ Q, np.eye(32)) <= NULL_SPACE
-        assert relative(Q[:, :8] @ Q[:, :8].T @ GG, GG) <= NULL_SPACE
+        assert_within(relative(Q.T @ Q, np.eye(32)), NULL_SPACE)
+        assert_within(relative(Q[:, :8] @ Q[:, :8].T @ GG, GG), NULL_SPACE)
         ranges.append(Q[:, :8] @ Q[:, :8].T)
-    assert relative(*ranges) <= NULL_SPACE
+    assert_within(relative(*ranges), NULL_SPACE)
     values = [np.linalg.eigvalsh(seen["GG 0"]["up"]) for seen in (in_jax, in_torch)]
-    assert relative(*values) <= NULL_SPACE
+    assert_within(relative(*values), NULL_SPACE)
 
 
 def test_shampoo_agrees_in_spite_of_a_null_space():
@@ -218,8 +219,8 @@ def test_first_call_of_soap_gathers_statistics_and_changes_nothing_else(framewor
         assert not seen["exp_avg"][name].any()
         assert not seen["exp_avg_sq"][name].any()
         assert seen["step"][name] == 0
-        assert relative(seen["GG 0"][name], 0.05 * g @ g.T) <= SECOND_ORDER_MOMENTS["float64"]
-        assert relative(seen["GG 1"][name], 0.05 * g.T @ g) <= SECOND_ORDER_MOMENTS["float64"]
+        assert_within(relative(seen["GG 0"][name], 0.05 * g @ g.T), SECOND_ORDER_MOMENTS["float64"])
+        assert_within(relative(seen["GG 1"][name], 0.05 * g.T @ g), SECOND_ORDER_MOMENTS["float64"])
 
 
 @by_framework
@@ -233,8 +234,8 @@ def test_soap_decays_the_updated_weight_and_shampoo_the_weight_before(framework)
     (shampoo,) = changes(RUN[framework]("shampoo", w, grads, learning_rate=1.0, weight_decay=decay))
     for name in SMALL:
         u = plain["soap"][name]
-        assert relative(soap[name], u - decay * (w[name] + u)) <= SECOND_ORDER_CHANGE
-        assert relative(shampoo[name], plain["shampoo"][name] - decay * after[name]) <= SECOND_ORDER_CHANGE
+        assert_within(relative(soap[name], u - decay * (w[name] + u)), SECOND_ORDER_CHANGE)
+        assert_within(relative(shampoo[name], plain["shampoo"][name] - decay * after[name]), SECOND_ORDER_CHANGE)
 
 
 @by_framework
@@ -248,7 +249,7 @@ def test_soap_uses_its_bases_before_it_renews_them(call, framework):
         v = 0.95 * before["exp_avg_sq"][name] + 0.05 * (left.T @ g @ right) ** 2
         correction = np.sqrt(1 - 0.95**call) / (1 - 0.95**call)
         u = left @ (left.T @ after["exp_avg"][name] @ right / (np.sqrt(v) + 1e-8)) @ right.T * correction
-        assert relative(w - before["w"][name], -LR * u) <= SECOND_ORDER_CHANGE
+        assert_within(relative(w - before["w"][name], -LR * u), SECOND_ORDER_CHANGE)
         assert relative(change[name], -LR * u) > 1e-3, "the decay counts"
 
 
@@ -261,15 +262,15 @@ def test_soap_puts_its_second_moment_into_the_order_of_the_new_columns(framework
         v = 0.95 * before["exp_avg_sq"][name] + 0.05 * (left.T @ g @ right) ** 2
         sizes = [np.diag(q.T @ after[f"GG {side}"][name] @ q) for side, q in enumerate((left, right))]
         rows, cols = (np.argsort(-size) for size in sizes)
-        assert relative(after["exp_avg_sq"][name], v[rows][:, cols]) <= SECOND_ORDER_MOMENTS["float64"]
+        assert_within(relative(after["exp_avg_sq"][name], v[rows][:, cols]), SECOND_ORDER_MOMENTS["float64"])
         assert (rows != np.arange(len(rows))).any(), "a test of the order needs one"
         assert (cols != np.arange(len(cols))).any(), "a test of the order needs one"
         for side, (q, order) in enumerate(((left, rows), (right, cols))):
             Q, GG = after[f"Q {side}"][name], after[f"GG {side}"][name]
-            assert relative(Q.T @ Q, np.eye(len(Q))) <= SECOND_ORDER_MATRICES["float64"]
+            assert_within(relative(Q.T @ Q, np.eye(len(Q))), SECOND_ORDER_MATRICES["float64"])
             # Q R = GG q in that order: below the diagonal, R is zero.
             R = Q.T @ GG @ q[:, order]
-            assert relative(np.triu(R), R) <= SECOND_ORDER_MATRICES["float64"]
+            assert_within(relative(np.triu(R), R), SECOND_ORDER_MATRICES["float64"])
 
 
 @by_framework
@@ -285,7 +286,9 @@ def test_shampoo_is_adam_until_its_first_roots(framework):
         before = trace[calls - 2]["w"]
         for name in w:
             change, adam = got[name] - before[name], want[name] - before[name]
-            assert relative(np.linalg.norm(change), np.linalg.norm(adam)) <= SECOND_ORDER_CHANGE, "the grafted norm"
+            assert_within(
+                relative(np.linalg.norm(change), np.linalg.norm(adam)), SECOND_ORDER_CHANGE, "the grafted norm"
+            )
             assert relative(change, adam) > 0.1, "the direction is Shampoo's"
 
 
@@ -297,7 +300,7 @@ def test_each_side_of_shampoo_has_the_inverse_fourth_root_of_its_averages(framew
             GG = trace[EVERY - 1][f"GG {slot}"][name] / (1 - 0.95**EVERY)
             root = trace[EVERY - 1][f"roots {slot}"][name]
             fourth = np.linalg.matrix_power(root, 4) @ (GG + 1e-12 * np.eye(len(GG)))
-            assert relative(fourth, np.eye(len(GG))) <= ROOTS
+            assert_within(relative(fourth, np.eye(len(GG))), ROOTS)
             assert (trace[2 * EVERY - 2][f"roots {slot}"][name] == root).all(), "until the next recomputation"
 
 
@@ -311,7 +314,7 @@ def test_an_eigenvalue_below_zero_lifts_all_until_it_is_zero(least, framework):
     else:
         root = torch_ref.shampoo.inverse_root(torch.tensor(GG), eps=1 / 16).numpy()
     want = turn * (values - min(least, 0) + 1 / 16) ** -0.25 @ turn.T
-    assert relative(root, want) <= ROOTS
+    assert_within(relative(root, want), ROOTS)
 
 
 @by_framework

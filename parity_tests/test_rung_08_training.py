@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from parity_tests.measured import assert_within
 from parity_tests.pair import (
     DTYPES,
     TRAINERS,
@@ -54,7 +55,7 @@ def test_losses_are_the_same_at_every_step_and_weights_at_the_end(name, dtype):
         if step == 0:
             in_jax = with_bases(both, in_jax, torch_moments(in_torch))
         apart = abs(float(got["train_loss"]) - float(want["train_loss"]))
-        assert apart <= allowed, f"rung 8: losses of step {step} are {apart:.1e} apart"
+        assert_within(apart, allowed, f"rung 8, loss of step {step}")
         norms = float(got["grad_norm"]), float(want["grad_norm"])
         assert norms[0] == pytest.approx(norms[1], rel=1e-2 if dtype == "float32" else 1e-9), f"step {step}"
         assert float(got["lr"]) == pytest.approx(want["lr"], rel=1e-6), f"step {step}"
@@ -83,4 +84,4 @@ def test_recipes_in_their_own_precision_start_alike(name):
         in_jax, got = both.jax.step(in_jax, *jax_batch(both, *batch))
         in_torch, want = both.torch.step(in_torch, *torch_batch(*batch))
         apart = abs(float(got["train_loss"]) - float(want["train_loss"]))
-        assert apart <= OWN_PRECISION_LOSS[name], f"step {step}"
+        assert_within(apart, OWN_PRECISION_LOSS[name], f"rung 8, loss of step {step}")

@@ -13,6 +13,7 @@ import torch
 import jaxgpt.muon
 import torch_ref.muon
 from parity_tests import oracle
+from parity_tests.measured import assert_within
 from parity_tests.pair import assert_alike, relative
 from parity_tests.tolerances import OPTAX_MUON, TORCH_MUON, TORCH_MUON_BFLOAT16, TORCH_MUON_ERRORS
 
@@ -89,9 +90,9 @@ def test_all_of_torchs_muon_but_its_iteration_is_ours(shape, adjust, framework):
     # No iteration: momentum, the bfloat16 norm, scale, learning rate and decay are left.
     settings = shape, 0, POLYNOMIALS["published"][0], adjust, 0.1
     (want, want_momentum), (got, momentum) = torchs(*settings), ours(framework, *settings)
-    assert relative(momentum, want_momentum) <= TORCH_MUON
+    assert_within(relative(momentum, want_momentum), TORCH_MUON)
     for step in range(UPDATES):
-        assert relative(got[step], want[step]) <= TORCH_MUON, f"update {step}"
+        assert_within(relative(got[step], want[step]), TORCH_MUON, f"update {step}")
 
 
 @by_framework
@@ -103,7 +104,7 @@ def test_torchs_muon_gives_our_updates_in_bfloat16(shape, polynomial, framework)
     settings = shape, steps, coefficients, "original"
     (want, _), (got, _) = torchs(*settings), ours(framework, *settings)
     for step in range(UPDATES):
-        assert relative(got[step], want[step]) <= TORCH_MUON_BFLOAT16[polynomial], f"update {step}"
+        assert_within(relative(got[step], want[step]), TORCH_MUON_BFLOAT16[polynomial], f"update {step}")
 
 
 @by_shape
@@ -134,7 +135,7 @@ def test_our_bfloat16_error_is_of_the_size_of_torchs(shape, framework):
     exact = [oracle.muon(np.zeros(shape), grads[:n], [1.0] * n, MOMENTUM, **form) for n in range(UPDATES + 1)]
     theirs, mine = torchs(*settings)[0], ours(framework, *settings)[0]
     for step, want in enumerate(np.diff(exact, axis=0)):
-        assert relative(mine[step], want) <= TORCH_MUON_ERRORS * relative(theirs[step], want), f"update {step}"
+        assert_within(relative(mine[step], want), TORCH_MUON_ERRORS * relative(theirs[step], want), f"update {step}")
 
 
 def test_a_matrix_as_small_as_eps_gets_twice_our_update_from_torchs_clamp():
@@ -142,7 +143,7 @@ def test_a_matrix_as_small_as_eps_gets_twice_our_update_from_torchs_clamp():
     plain = {"lr": 1.0, "momentum": 0.0, "weight_decay": 0.0, "ns_steps": 0}
     theirs, _ = run_torch(lambda p: torch.optim.Muon(p, **plain), [G.numpy()])
     mine = torch_ref.muon.newton_schulz(G, steps=0, norm_dtype=torch.bfloat16)
-    assert relative(-theirs[0], 2 * mine.double()) <= 2**-8
+    assert_within(relative(-theirs[0], 2 * mine.double()), 2**-8)
 
 
 KERNELS = {"square": (48, 48), "wide": (48, 96), "tall": (96, 48), "stack": (3, 48, 64)}
@@ -232,8 +233,8 @@ def test_optax_weighs_the_last_gradient_more_than_the_published_momentum_does(st
     theirs = optax.contrib.muon(1.0, beta=b, ns_steps=0)
     state = optax.tree.set(theirs.init(last_two[0]), count=jnp.asarray(step - 2, jnp.int32))
     u = updates(state, theirs.update, last_two)[1]
-    assert relative(u[1, 1] / u[0, 0], 1 / b + (1 - b ** (step + 1)) / (b**2 * (1 - b**step))) <= OPTAX_MUON
+    assert_within(relative(u[1, 1] / u[0, 0], 1 / b + (1 - b ** (step + 1)) / (b**2 * (1 - b**step))), OPTAX_MUON)
     exact = {"steps": 0, "dtype": jnp.float64, "norm_dtype": jnp.float64}
     mine = jaxgpt.muon.muon(1.0, lambda *_: jaxgpt.muon.Matrix(0, 1), momentum=b, **exact)
     u = updates(mine.init(last_two[0]), mine.update, last_two)[1]
-    assert relative(u[1, 1] / u[0, 0], (1 + b) / b**2) <= OPTAX_MUON
+    assert_within(relative(u[1, 1] / u[0, 0], (1 + b) / b**2), OPTAX_MUON)
