@@ -360,7 +360,12 @@ class Precision:
     rounding: Literal["free", "pinned"] = "free"
 
 
-def precision(recipe: Recipe, dtype: DType | None, attention: Literal["exact", "fast"]) -> Precision:
+def precision(
+    recipe: Recipe,
+    dtype: DType | None,
+    attention: Literal["exact", "fast"],
+    rounding: Literal["free", "pinned"] = "free",
+) -> Precision:
     """The recipe's own precision, or `dtype` for the model, Newton-Schulz and its norm alike.
 
     Weights are at least float32, but for an embedding that the recipe itself keeps in bfloat16. Fast attention kernels
@@ -376,4 +381,5 @@ def precision(recipe: Recipe, dtype: DType | None, attention: Literal["exact", "
         newton_schulz_norm=dtype or recipe.optimizer.newton_schulz_norm_dtype,
         matmul="default" if compute == "bfloat16" else "highest",
         attention=attention if compute == "bfloat16" else "exact",
+        rounding=rounding,
     )

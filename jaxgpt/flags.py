@@ -4,7 +4,7 @@ import dataclasses
 import glob
 import re
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -39,6 +39,8 @@ class Flags:
     """Seed of the initial weights. Data order has no randomness."""
     dtype: DType | None = None
     """Dtype of the model, Newton-Schulz and its norm. Absent: the recipe decides."""
+    rounding: Literal["free", "pinned"] = "free"
+    """JAX's bfloat16 Newton-Schulz: XLA may keep products wider, or each is rounded where PyTorch does."""
     val_every: int | None = None
     """Updates between validations."""
     val_tokens: int | None = None

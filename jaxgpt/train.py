@@ -210,7 +210,9 @@ def main(argv: list[str] | None = None) -> None:
     recipe, flags, overrides = recipe_and_flags(argv, PROG, default_recipe(flags, accelerator=platform != "cpu"))
     if flags.recipe is None and flags.data is None and recipe.data.tokens == "bytes":
         print(embedded_notice(recipe, flags), flush=True)
-    exactly = precision(recipe, flags.dtype, attention="exact" if platform == "cpu" else "fast")
+    exactly = precision(
+        recipe, flags.dtype, attention="exact" if platform == "cpu" else "fast", rounding=flags.rounding
+    )
     jax.config.update("jax_enable_x64", "float64" in dataclasses.astuple(exactly))
     data, config = recipe.data, recipe.model
 

@@ -30,10 +30,37 @@ torch.set_num_threads(1)  # at these sizes two threads wait for each other longe
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="also the tests marked slow")
+    parser.addoption(
+        "--device",
+        choices=("cpu", "gpu"),
+        default="cpu",
+        help="gpu: only the rungs marked at_scale, at 124M in bfloat16 and in float32 without TF32",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Take the GPU for `--device gpu`, memory as it is needed, for two frameworks share the card."""
+    if config.getoption("--device") != "gpu":
+        return
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
+    jax.config.update("jax_platforms", "cuda,cpu")
+    try:
+        jax.devices("gpu")
+    except RuntimeError:
+        raise pytest.UsageError("--device gpu: JAX finds none; install .[cuda13], or leave the flag out") from None
+    if not torch.cuda.is_available():
+        raise pytest.UsageError("--device gpu: PyTorch finds none; install a CUDA build, or leave the flag out")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what is marked slow unless `--full` asks for it, or the command names its file or test."""
+    """Leave out what is marked slow unless `--full` asks for it, or the command names its file or test.
+
+    On a GPU leave out all that isn't `at_scale`.
+    """
+    if config.getoption("--device") == "gpu":
+        elsewhere = [item for item in items if not item.get_closest_marker("at_scale")]
+        config.hook.pytest_deselected(items=elsewhere)
+        items[:] = [item for item in items if item.get_closest_marker("at_scale")]
     named = any("::" in argument or argument.endswith(".py") for argument in config.args)
     if config.getoption("--full") or named:
         return
@@ -56,6 +83,12 @@ def pytest_runtest_call(item: pytest.Item):
         return (yield)
     finally:
         item.user_properties += [("measured", tuple(each)) for each in taken()]
+
+
+@pytest.fixture(scope="session")
+def device(pytestconfig: pytest.Config) -> str:
+    """`--device`: where the tests marked at_scale run."""
+    return pytestconfig.getoption("--device")
 
 
 @pytest.fixture(scope="session")

@@ -22,6 +22,7 @@ from parity_tests.measured import assert_within
 from torch_ref.moments import moments
 
 DTYPES = ("float64", "float32")
+TORCH_CPU = torch_ref.mesh.Mesh(0, 1, torch.device("cpu"))
 
 
 def distinct(*parts: str) -> list[str]:
@@ -69,7 +70,7 @@ def pair(name: str, dtype: str | None, devices: int = 1, micro_batch: int = 4, s
         recipe,
         exactly,
         jaxgpt.train.make_step(recipe, exactly, mesh, micro_batch),
-        torch_ref.train.make_step(recipe, exactly, torch_ref.mesh.make_mesh(None), micro_batch),
+        torch_ref.train.make_step(recipe, exactly, TORCH_CPU, micro_batch),
         mesh,
     )
 
@@ -130,7 +131,7 @@ def jax_moments(both: Pair, state) -> Weights:
 
 def torch_moments(state) -> Weights:
     """The same of torch's."""
-    return {name: tensor.numpy().copy() for name, tensor in moments(state.optimizers, state.model).items()}
+    return {name: tensor.cpu().numpy().copy() for name, tensor in moments(state.optimizers, state.model).items()}
 
 
 def with_bases(both: Pair, state, bases: Weights):
@@ -150,8 +151,8 @@ def jax_batch(pair: Pair, inputs: np.ndarray, targets: np.ndarray):
     return jaxgpt.mesh.place(pair.devices, inputs), jaxgpt.mesh.place(pair.devices, targets)
 
 
-def torch_batch(inputs: np.ndarray, targets: np.ndarray):
-    return torch.tensor(inputs, dtype=torch.int64), torch.tensor(targets, dtype=torch.int64)
+def torch_batch(inputs: np.ndarray, targets: np.ndarray, device: torch.device | None = None):
+    return tuple(torch.tensor(each, dtype=torch.int64, device=device) for each in (inputs, targets))
 
 
 def jax_tree(pair: Pair, tree) -> Weights:

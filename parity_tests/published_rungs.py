@@ -26,6 +26,7 @@ import torch_ref.train
 from jaxgpt import bridge
 from jaxgpt.recipes import DType, precision, reduced
 from parity_tests.pair import (
+    TORCH_CPU,
     Pair,
     Weights,
     jax_batch,
@@ -71,7 +72,7 @@ def make_pair(script: Script, dtype: DType, newton_schulz: DType | None = None) 
         norm = recipe.optimizer.newton_schulz_norm_dtype
         exactly = dataclasses.replace(exactly, newton_schulz=newton_schulz, newton_schulz_norm=norm, rounding="pinned")
     mesh, micro = jaxgpt.mesh.make_mesh_of(jax.devices("cpu")[:1]), recipe.data.micro_batch
-    in_torch = torch_ref.train.make_step(recipe, exactly, torch_ref.mesh.make_mesh(None), micro)
+    in_torch = torch_ref.train.make_step(recipe, exactly, TORCH_CPU, micro)
     return Pair(recipe, exactly, jaxgpt.train.make_step(recipe, exactly, mesh, micro), in_torch, mesh)
 
 
@@ -194,7 +195,7 @@ def own_precision(script: Script) -> Iterator[Row]:
     recipe = reduced(script.recipe.name)
     start, batch = weights(recipe.name, "float32"), tokens(recipe)
     exactly = precision(recipe, "bfloat16", attention="fast")
-    program = torch_ref.train.make_step(recipe, exactly, torch_ref.mesh.make_mesh(None), recipe.data.sequences)
+    program = torch_ref.train.make_step(recipe, exactly, TORCH_CPU, recipe.data.sequences)
     state = program.start({n: torch.tensor(w) for n, w in start.items()})
     loss, grads = program.gradients(state, *torch_batch(*batch))
     with torch.autocast("cpu", torch.bfloat16), our_epsilons(script):

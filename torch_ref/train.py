@@ -209,7 +209,7 @@ def main(argv: list[str] | None = None) -> None:
     recipe, flags, overrides = recipe_and_flags(argv, PROG, default_recipe(flags, accelerator=not on_cpu))
     if flags.recipe is None and flags.data is None and recipe.data.tokens == "bytes" and devices.rank == 0:
         print(embedded_notice(recipe, flags), flush=True)
-    exactly = precision(recipe, flags.dtype, attention="exact" if on_cpu else "fast")
+    exactly = precision(recipe, flags.dtype, attention="exact" if on_cpu else "fast", rounding=flags.rounding)
     data, config = recipe.data, recipe.model
 
     train_pattern, val_pattern = shard_patterns(recipe, flags)
