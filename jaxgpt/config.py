@@ -345,8 +345,9 @@ class Precision:
 
     `parameters` is the dtype of weights, gradients and optimiser state, `embedding` that of the embedding's and of the
     residual stream. `matmul` "highest" forbids TF32 and its like. `attention` "exact" is written out and works in every
-    dtype, "fast" is the accelerator's own kernel. `rounding` "pinned" keeps each bfloat16 rounding of Newton-Schulz
-    where PyTorch has it; "free" lets XLA drop some.
+    dtype, "fast" is the accelerator's own kernel. `rounding` "pinned" keeps each rounding to bfloat16
+    where PyTorch has it (of Newton-Schulz by `reduce_precision`, of the rest by `mesh.compiler_options`); "free" lets
+    XLA drop some.
     """
 
     compute: DType

@@ -40,7 +40,7 @@ class Flags:
     dtype: DType | None = None
     """Dtype of the model, Newton-Schulz and its norm. Absent: the recipe decides."""
     rounding: Literal["free", "pinned"] = "free"
-    """JAX's bfloat16 Newton-Schulz: XLA may keep products wider, or each is rounded where PyTorch does."""
+    """pinned, the parity mode: JAX leaves out no rounding to bfloat16 that PyTorch makes. free: XLA may."""
     val_every: int | None = None
     """Updates between validations."""
     val_tokens: int | None = None

@@ -85,6 +85,16 @@ def rotate(x_BTHK: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
     return (halves * cos + jnp.flip(halves, axis=-2) * sin).reshape(x_BTHK.shape)
 
 
+class Linear(nnx.Linear):
+    """x kernel + bias in the compute dtype."""
+
+    def __call__(self, x: Float[Array, "... I"]) -> Float[Array, "... O"]:  # type: ignore[override]
+        """Flax rounds the bias first, and its gradient is then a sum over all tokens in bfloat16; this one is rounded
+        after it is repeated, and the sum is taken in the bias's own dtype, as PyTorch takes it."""
+        y = x.astype(self.dtype) @ self.kernel[...].astype(self.dtype)
+        return y if self.bias is None else y + jnp.broadcast_to(self.bias[...], y.shape).astype(y.dtype)
+
+
 class Attention(nnx.Module):
     """Causal self-attention. Queries, keys and values are three products, also where a recipe's file has them fused."""
 
@@ -214,8 +224,8 @@ class GPT(nnx.Module):
         def block(key: jax.Array) -> Block:
             rngs = nnx.Rngs(key)
 
-            def linear(fan_in: int, fan_out: int, name: str) -> nnx.Linear:
-                return nnx.Linear(
+            def linear(fan_in: int, fan_out: int, name: str) -> Linear:
+                return Linear(
                     fan_in,
                     fan_out,
                     use_bias=config.biases,

@@ -252,7 +252,7 @@ def main(argv: list[str] | None = None) -> None:
     rows = slice(jax.process_index() * share, (jax.process_index() + 1) * share)
     place = lambda array: mesh.place(devices, array)  # noqa: E731
     example = place(val_inputs[: val_micro_batch * devices.size])
-    options = mesh.compiler_options(devices)
+    options = mesh.compiler_options(devices, exactly.rounding)
     evaluate = program.evaluate.lower(state.params, example, example).compile(options)
     batch = jax.ShapeDtypeStruct((data.sequences, config.context), jnp.int32, sharding=mesh.split(devices))
     step = program.step.lower(state, batch, batch).compile(options)

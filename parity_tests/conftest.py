@@ -18,8 +18,10 @@ import torch
 from safetensors.numpy import save_file
 
 from jaxgpt.shards import write_shard
-from parity_tests.measured import taken
+from parity_tests.certificate import plugin as certificate
+from parity_tests.measured import curves_taken, taken
 from parity_tests.programs import ROOT, Ended, tiny_weights
+from parity_tests.whole_ladder import LowestRed, named_tests, share_out
 
 LEFT_OUT = pytest.StashKey[int]()
 
@@ -36,10 +38,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="cpu",
         help="gpu: only the rungs marked at_scale, at 124M in bfloat16 and in float32 without TF32",
     )
+    certificate.add_option(parser)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Before pytest-xdist looks at its options."""
+    share_out(config)
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Take the GPU for `--device gpu`, memory as it is needed, for two frameworks share the card."""
+    certificate.register(config, Path(__file__).parent)
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(LowestRed(), "lowest_red")
     if config.getoption("--device") != "gpu":
         return
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
@@ -61,13 +73,24 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         elsewhere = [item for item in items if not item.get_closest_marker("at_scale")]
         config.hook.pytest_deselected(items=elsewhere)
         items[:] = [item for item in items if item.get_closest_marker("at_scale")]
-    named = any("::" in argument or argument.endswith(".py") for argument in config.args)
-    if config.getoption("--full") or named:
+    if config.getoption("--full") or named_tests(config):
         return
     slow = [item for item in items if item.get_closest_marker("slow")]
     config.hook.pytest_deselected(items=slow)
     items[:] = [item for item in items if not item.get_closest_marker("slow")]
     config.stash[LEFT_OUT] = len(slow)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A process of several tells the first one how many were left out: all of them collect the same."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["left_out"] = session.config.stash.get(LEFT_OUT, 0)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node) -> None:
+    """The same in the first one."""
+    node.config.stash[LEFT_OUT] = getattr(node, "workeroutput", {}).get("left_out", 0)
 
 
 def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
@@ -77,12 +100,13 @@ def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item):
-    """A test's measurements travel with its report."""
-    taken()
+    """A test's measurements and curves travel with its report."""
+    taken(), curves_taken()
     try:
         return (yield)
     finally:
         item.user_properties += [("measured", tuple(each)) for each in taken()]
+        item.user_properties += [("curve", tuple(each)) for each in curves_taken()]
 
 
 @pytest.fixture(scope="session")

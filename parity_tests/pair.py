@@ -112,11 +112,16 @@ def learnable_tokens(recipe, step: int):
     return window[:, :-1], window[:, 1:]
 
 
-def jax_state(pair: Pair, start: Weights):
-    """JAX's state with these weights and fresh moments."""
+def jax_params(pair: Pair, start: Weights):
+    """These weights as JAX's, on its devices."""
     params = bridge.from_torch(start, pair.recipe.model)
     params["wte"] = params["wte"].astype(jnp.dtype(pair.precision.embedding))
-    return pair.jax.start(jax.device_put(params, jaxgpt.mesh.replicated(pair.devices)))
+    return jax.device_put(params, jaxgpt.mesh.replicated(pair.devices))
+
+
+def jax_state(pair: Pair, start: Weights):
+    """JAX's state with these weights and fresh moments."""
+    return pair.jax.start(jax_params(pair, start))
 
 
 def torch_state(pair: Pair, start: Weights):
@@ -161,7 +166,9 @@ def jax_tree(pair: Pair, tree) -> Weights:
 
 
 def torch_tree(named) -> Weights:
-    return {name: w.detach().cpu().numpy().copy() for name, w in named.items()}
+    """PyTorch's, bfloat16 as float32: NumPy has none that torch could give it."""
+    wide = {n: w.detach().float() if w.dtype == torch.bfloat16 else w.detach() for n, w in named.items()}
+    return {name: w.cpu().numpy().copy() for name, w in wide.items()}
 
 
 def relative(got, want) -> float:

@@ -12,8 +12,9 @@ import os
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as in jaxgpt.train
 
+import functools
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
@@ -46,12 +47,15 @@ class Torch:
 
     def __init__(self, both: Pair, start: Weights):
         self.both, self.state = both, pairs.torch_state(both, start)
+        self.device = self.state.model.wte.weight.device
 
     def gradients(self, inputs: np.ndarray, targets: np.ndarray) -> Weights:
-        return pairs.torch_tree(self.both.torch.gradients(self.state, *pairs.torch_batch(inputs, targets))[1])
+        batch = pairs.torch_batch(inputs, targets, self.device)
+        return pairs.torch_tree(self.both.torch.gradients(self.state, *batch)[1])
 
     def update(self, grads: Weights) -> None:
-        self.state = self.both.torch.update(self.state, {name: torch.tensor(g) for name, g in grads.items()})
+        placed = {name: torch.tensor(g, device=self.device) for name, g in grads.items()}
+        self.state = self.both.torch.update(self.state, placed)
 
     def weights(self) -> Weights:
         return pairs.torch_tree(dict(self.state.model.named_parameters()))
@@ -140,11 +144,30 @@ class Outcome(NamedTuple):
         return str(self.found) if not self.equal else f"equal for {self.steps} steps, worst {self.found}"
 
 
-def replay(both: Pair, start: Weights, updates: Iterable[Update], by: str) -> Outcome:
+class Allowed(NamedTuple):
+    """How far apart, relative, what two trainers make of the same gradients may be."""
+
+    moments: float
+    matrices: float
+    """SOAP's bases and Shampoo's roots."""
+    change: float
+    """What a step adds to a weight."""
+
+
+def allowed_to(both: Pair) -> Allowed:
+    """That of the recipe at reduced size."""
+    dtype = both.precision.parameters
+    change = REPLAY_CHANGE[both.recipe.optimizer.kind][dtype]
+    return Allowed(REPLAY_MOMENTS[dtype], REPLAY_MATRICES[dtype], change)
+
+
+def replay(both: Pair, start: Weights, updates: Iterable[Update], by: str, allowed: Allowed | None = None) -> Outcome:
     """Feed the gradients that `by` recorded from `start` to the other trainer, as far as the two agree.
 
-    The first step gives SOAP's bases to the other one: null spaces have no basis of their own.
+    The first step gives SOAP's bases to the other one: null spaces have no basis of their own. Without `allowed` as at
+    reduced size.
     """
+    allowed = allowed or allowed_to(both)
     trainer, before = TRAINERS[OTHER[by]](both, start), _wide(start)
     kept: Weights = {}
     worst, step = Compared(0, "", 0.0, 1.0), -1
@@ -154,7 +177,7 @@ def replay(both: Pair, start: Weights, updates: Iterable[Update], by: str) -> Ou
             trainer.take_bases(want.moments)
         after, moments = _wide(trainer.weights()), trainer.moments()
         got = Update(want.gradients, {name: after[name] - before[name] for name in after}, moments)
-        for each in _compared(both, step, got, want, before, kept):
+        for each in _compared(step, got, want, before, kept, allowed):
             if each.parts:
                 return Outcome(step + 1, each)
             worst = max(worst, each, key=lambda one: one.apart / one.allowed)
@@ -162,29 +185,38 @@ def replay(both: Pair, start: Weights, updates: Iterable[Update], by: str) -> Ou
     return Outcome(step + 1, worst)
 
 
-def _compared(both: Pair, step: int, got: Update, want: Update, weights: Weights, kept: Weights) -> Iterator[Compared]:
+def _compared(
+    step: int, got: Update, want: Update, weights: Weights, kept: Weights, allowed: Allowed
+) -> Iterator[Compared]:
     """Weight by weight, its moments and then its change. `weights` and `kept` are those before the step."""
     assert got.moments.keys() == want.moments.keys(), sorted(got.moments.keys() ^ want.moments.keys())
-    kind, dtype = both.recipe.optimizer.kind, both.precision.parameters
     for name, change in want.change.items():
-        g = np.asarray(want.gradients[name], np.float64)
         for slot in (slot for slot in want.moments if slot.split(".", 2)[2].startswith(f"{name}.")):
-            what, entering = ("the gradient's square", g**2) if slot.endswith("_sq") else ("the gradient", g)
-            of = {what: entering, "its value before": kept.get(slot, np.zeros(()))}
-            if of["its value before"].shape == g.shape:
-                of[f"(its value before - {what})"] = kept[slot] - entering
             decomposed = ".Q." in slot or ".roots." in slot
-            allowed = (REPLAY_MATRICES if decomposed else REPLAY_MOMENTS)[dtype]
-            yield _judged(step, slot, got.moments[slot], want.moments[slot], allowed, of)
-        of = {"the weight": weights[name]}
-        yield _judged(step, f"change.{name}", got.change[name], change, REPLAY_CHANGE[kind][dtype], of)
+            of = functools.partial(_entering, slot, want.gradients[name], kept)
+            within = allowed.matrices if decomposed else allowed.moments
+            yield _judged(step, slot, got.moments[slot], want.moments[slot], within, of)
+        of = functools.partial(dict, {"the weight": weights[name]})
+        yield _judged(step, f"change.{name}", got.change[name], change, allowed.change, of)
 
 
-def _judged(step: int, tensor: str, got: np.ndarray, want: np.ndarray, allowed: float, of: Weights) -> Compared:
+def _entering(slot: str, gradient: np.ndarray, kept: Weights) -> Weights:
+    """What a moment is made of, by the words for it."""
+    g = np.asarray(gradient, np.float64)
+    what, entering = ("the gradient's square", g**2) if slot.endswith("_sq") else ("the gradient", g)
+    of = {what: entering, "its value before": kept.get(slot, np.zeros(()))}
+    if of["its value before"].shape == g.shape:
+        of[f"(its value before - {what})"] = kept[slot] - entering
+    return of
+
+
+def _judged(
+    step: int, tensor: str, got: np.ndarray, want: np.ndarray, allowed: float, of: Callable[[], Weights]
+) -> Compared:
     if got.shape != want.shape:
         return Compared(step, tensor, np.inf, allowed, resemblance(got, want))
     judged = Compared(step, tensor, relative(got, want), allowed)
-    return judged._replace(looks=resemblance(got, want) or multiple(got, want, of)) if judged.parts else judged
+    return judged._replace(looks=resemblance(got, want) or multiple(got, want, of())) if judged.parts else judged
 
 
 def _wide(weights: Weights) -> Weights:

@@ -1,5 +1,7 @@
 """Rung 0: both loaders give the same tokens, whatever the ranks, across shard ends and wraps."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -84,10 +86,46 @@ def test_a_failure_while_reading_ahead_reaches_the_reader(name):
 
 
 @pytest.mark.parametrize("name", LOADERS)
+def test_two_steps_are_read_ahead_and_no_more(name):
+    read = []
+
+    def steps():
+        for step in itertools.count():
+            read.append(step)
+            yield step
+
+    upcoming = LOADERS[name].ahead(steps())
+    assert next(upcoming) == 0
+    upcoming.close()  # waits for what is under way
+    assert read == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("jaxgpt", "int32"), ("torch_ref", "torch.int64")])
+def test_tokens_have_the_dtype_that_their_framework_takes(shards, name, dtype):
+    loader = LOADERS[name]
+    tokens = loader.Tokens(shards[0], SEQUENCES, CONTEXT)
+    both = *tokens.read(loader.Position()), *loader.validation_sequences(shards[0][0], 12, CONTEXT)
+    assert [str(each.dtype) for each in both] == [dtype] * 4
+
+
+@pytest.mark.parametrize("name", LOADERS)
 def test_validation_is_the_start_of_the_shard(shards, name):
     inputs, targets = LOADERS[name].validation_sequences(shards[0][0], 12, CONTEXT)
     assert np.asarray(inputs).reshape(-1).tolist() == list(range(12))
     assert np.asarray(targets).reshape(-1).tolist() == list(range(1, 13))
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_validation_takes_all_of_a_shard_but_the_last_target(shards, name):
+    inputs, targets = LOADERS[name].validation_sequences(shards[0][1], STEP, CONTEXT)
+    assert np.asarray(inputs).reshape(-1).tolist() == shards[1][1][:-1].tolist()
+    assert np.asarray(targets).reshape(-1).tolist() == shards[1][1][1:].tolist()
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_a_shard_without_the_last_target_of_its_one_step_is_refused(shards, name):
+    with pytest.raises(BadInput, match="holds 64 tokens and a step takes 16 x 4"):
+        LOADERS[name].Tokens(shards[0][2:], 2 * SEQUENCES, CONTEXT)
 
 
 @pytest.mark.parametrize("name", LOADERS)
@@ -97,7 +135,16 @@ def test_a_shard_shorter_than_a_step_is_refused(shards, name):
 
 
 @pytest.mark.parametrize("name", LOADERS)
-@pytest.mark.parametrize(("tokens", "says"), [(168, "give 164"), (13, "give 12")])
-def test_validation_that_does_not_fit_is_refused_with_what_would(shards, name, tokens, says):
+@pytest.mark.parametrize(
+    ("shard", "tokens", "says"),
+    [(0, 168, "give 164"), (0, 13, "give 12"), (0, 3, "give 4"), (1, 36, "give 32"), (2, 64, "give 60")],
+)
+def test_validation_that_does_not_fit_is_refused_with_what_would(shards, name, shard, tokens, says):
     with pytest.raises(BadInput, match=says):
-        LOADERS[name].validation_sequences(shards[0][0], tokens, CONTEXT)
+        LOADERS[name].validation_sequences(shards[0][shard], tokens, CONTEXT)
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_validation_on_a_shard_without_one_sequence_is_refused(shards, name):
+    with pytest.raises(BadInput, match="give a longer shard"):
+        LOADERS[name].validation_sequences(shards[0][1], 40, 40)

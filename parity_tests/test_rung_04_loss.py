@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+import jaxgpt.loss
 import torch_ref.loss
 from jaxgpt import bridge
 from jaxgpt.loss import cross_entropy
@@ -59,6 +60,17 @@ def test_cross_entropy_matches_oracle_and_counts_padding_rows(dtype):
     d = getattr(torch, dtype)
     in_torch = torch_ref.loss.cross_entropy(torch.tensor(x, dtype=d), torch.tensor(w, dtype=d), torch.tensor(targets))
     assert_within(relative(in_torch, want), LOSS[dtype])
+
+
+@pytest.mark.parametrize("framework", ["jax", "torch"])
+def test_plain_cross_entropy_is_the_mean_unless_a_sum_is_asked_for(framework):
+    rng = np.random.default_rng(0)
+    logits, targets = rng.standard_normal((24, 50)), rng.integers(0, 50, 24)
+    plain = jaxgpt.loss.plain_cross_entropy if framework == "jax" else torch_ref.loss.plain_cross_entropy
+    given = [(jnp.asarray if framework == "jax" else torch.tensor)(each) for each in (logits, targets)]
+    want = oracle.cross_entropy(logits, targets)
+    assert_within(relative(plain(*given), want), LOSS["float64"])
+    assert_within(relative(plain(*given, reduction="sum"), 24 * want), LOSS["float64"])
 
 
 def test_weights_survive_the_journey_to_torchs_layout_and_back():

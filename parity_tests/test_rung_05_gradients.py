@@ -1,8 +1,13 @@
 """Rung 5: raw gradients of every tensor. Adam and Muon hide a wrong scale; nothing here does."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
+from jaxgpt.model import GPT
+from jaxgpt.recipes import reduced
 from parity_tests.pair import (
     DTYPES,
     MODELS,
@@ -41,3 +46,14 @@ def test_raw_gradients_of_every_tensor_are_the_same(name, dtype, perturbed):
 def test_no_gradient_is_zero_at_perturbed_weights(name):
     for each in gradients(name, "float64", True):
         assert all(np.abs(g).max() > 0 for g in each.values())
+
+
+def test_a_bfloat16_embeddings_gradient_is_summed_in_float32():
+    """Of a token that stands 512 times, each with a gradient of one: in bfloat16, 256 + 1 is 256."""
+    config, tokens = reduced("muon-2024-10-12").model, jnp.zeros((16, 32), jnp.int32)
+    make = lambda: GPT(config, rngs=nnx.Rngs(0), embedding="bfloat16")  # noqa: E731
+    graph, shapes = nnx.split(nnx.eval_shape(make))
+    weights = jax.tree.map(lambda w: jnp.ones(w.shape, w.dtype), shapes)
+    got = jax.grad(lambda weights: jnp.sum(nnx.merge(graph, weights).embed(tokens), dtype="float32"))(weights)
+    assert got["wte"][...].dtype == jnp.bfloat16
+    assert got["wte"][0, 0] == tokens.size

@@ -1,5 +1,6 @@
 """Rung 6: the same gradients into both optimisers, weights and moments compared after each of three updates."""
 
+import inspect
 import math
 
 import jax
@@ -10,11 +11,14 @@ import pytest
 import torch
 
 import jaxgpt.mesh
+import jaxgpt.muon
 import jaxgpt.optimizer
+import torch_ref.muon
 import torch_ref.optimizer
 from jaxgpt import bridge
 from jaxgpt.recipes import OptimizerConfig, Recipe, ScheduleConfig
 from parity_tests import oracle
+from parity_tests.measured import assert_within
 from parity_tests.pair import (
     DTYPES,
     TRAINERS,
@@ -25,6 +29,7 @@ from parity_tests.pair import (
     jax_state,
     jax_tree,
     pair,
+    relative,
     torch_moments,
     torch_state,
     torch_tree,
@@ -32,6 +37,7 @@ from parity_tests.pair import (
     with_bases,
 )
 from parity_tests.tolerances import SECOND_ORDER_CHANGE, SECOND_ORDER_WEIGHTS, UPDATE
+from torch_ref.muon import Muon
 
 UPDATES = 3
 
@@ -168,6 +174,59 @@ def test_learning_rates_follow_the_schedule_in_both_frameworks():
     name = "h.0.mlp.c_fc.weight"
     assert np.std(want[name] - start[name]) < 2 * both.recipe.optimizer.lr / both.recipe.schedule.warmdown
     assert np.abs(got[name] - want[name]).max() < 1e-12
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3])
+def test_parts_of_a_weight_are_updated_as_matrices_of_their_own(parts):
+    rng = np.random.default_rng(0)
+    grads = [torch.tensor(rng.standard_normal((24, 8))) for _ in range(parts)]
+
+    def moved(params, grads, **group):
+        params = [torch.nn.Parameter(torch.zeros_like(p)) for p in params]
+        muon = Muon([{"params": params} | group], lr=1.0, scale="sqrt_ratio", dtype=torch.float64)
+        for p, g in zip(params, grads, strict=True):
+            p.grad = g
+        muon.step()
+        return torch.cat([p.detach() for p in params])
+
+    whole = torch.cat(grads)
+    assert_within(relative(moved([whole], [whole], parts=parts), moved(grads, grads)), UPDATE["float64"])
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny-adamw", "tiny-soap", "tiny-shampoo"])
+def test_bytes_of_state_are_those_of_the_moments_in_a_file_and_a_few_counters(name):
+    both, start = pair(name, "float32"), weights(name, "float32")
+    of_jax = jaxgpt.optimizer.state_bytes(jax_state(both, start).opt_state)
+    state = torch_update(both, torch_state(both, start), random_gradients(start, 0))
+    of_torch = torch_ref.optimizer.state_bytes(state.optimizers)
+    kept = {name: each.nbytes for name, each in torch_moments(state).items() if each.ndim}
+    want = {"hidden": sum(size for name, size in kept.items() if ".h." in name), "all": sum(kept.values())}
+    assert want["hidden"] > want["all"] / 4
+    for got in (of_jax, of_torch):
+        assert got == pytest.approx(want, abs=64)
+
+
+SETTINGS = {
+    "momentum": "momentum",
+    "momentum_form": "momentum_form",
+    "orthogonalise": "orthogonalise",
+    "steps": "newton_schulz_steps",
+    "coefficients": "newton_schulz_coefficients",
+    "form": "newton_schulz_form",
+    "scale": "muon_scale",
+    "weight_decay": "hidden_weight_decay",
+    "distributed": "distributed",
+    "round_scaled": "distributed",
+}
+"""What Muon takes -> the recipe's field for it."""
+TAKERS = [jaxgpt.muon.newton_schulz, jaxgpt.muon.scale_by_muon, jaxgpt.muon.muon, torch_ref.muon.newton_schulz, Muon]
+
+
+@pytest.mark.parametrize("taker", TAKERS, ids=lambda taker: f"{taker.__module__}.{taker.__name__}")
+def test_muon_without_settings_is_the_published_one(taker):
+    given = {name: each.default for name, each in inspect.signature(taker).parameters.items() if name in SETTINGS}
+    assert given == {name: getattr(OptimizerConfig(), SETTINGS[name]) for name in given}
+    assert given
 
 
 def test_defaults_are_the_published_ones():

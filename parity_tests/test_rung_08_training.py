@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from parity_tests.measured import assert_within
+from parity_tests.measured import assert_within, curve
 from parity_tests.pair import (
     DTYPES,
     TRAINERS,
@@ -47,19 +47,20 @@ def test_losses_are_the_same_at_every_step_and_weights_at_the_end(name, dtype):
     in_jax, in_torch = jax_state(both, start), torch_state(both, start)
     soap = both.recipe.optimizer.kind == "soap"
     allowed = (SOAP_TRAINING_LOSS if soap else TRAINING_LOSS)[dtype]
-    losses = []
+    losses_in_jax, losses = [], []
+    curve(f"{name}, {dtype}", {"jaxgpt": losses_in_jax, "torch_ref": losses})
     for step in range(STEPS.get(name, 20)):
         batch = learnable_tokens(both.recipe, step)
         in_jax, got = both.jax.step(in_jax, *jax_batch(both, *batch))
         in_torch, want = both.torch.step(in_torch, *torch_batch(*batch))
         if step == 0:
             in_jax = with_bases(both, in_jax, torch_moments(in_torch))
-        apart = abs(float(got["train_loss"]) - float(want["train_loss"]))
-        assert_within(apart, allowed, f"rung 8, loss of step {step}")
+        losses_in_jax.append(float(got["train_loss"]))
+        losses.append(float(want["train_loss"]))
+        assert_within(abs(losses_in_jax[-1] - losses[-1]), allowed, f"rung 8, loss of step {step}")
         norms = float(got["grad_norm"]), float(want["grad_norm"])
         assert norms[0] == pytest.approx(norms[1], rel=1e-2 if dtype == "float32" else 1e-9), f"step {step}"
         assert float(got["lr"]) == pytest.approx(want["lr"], rel=1e-6), f"step {step}"
-        losses.append(float(want["train_loss"]))
     assert losses[-1] < losses[0] - 0.3, "it has to learn, or agreement says little"
     got, want = jax_tree(both, in_jax.params), torch_tree(dict(in_torch.model.named_parameters()))
     if both.recipe.model.biases and both.recipe.model.qk_norm == "none":
@@ -79,9 +80,13 @@ def test_recipes_in_their_own_precision_start_alike(name):
     dtypes = {str(p.dtype).removeprefix("torch.") for p in in_torch.model.parameters()}
     assert {str(w.dtype) for w in jax.tree.leaves(in_jax.params)} == dtypes
     assert dtypes == {"float32", both.precision.embedding}
+    losses: dict[str, list[float]] = {"jaxgpt": [], "torch_ref": []}
+    curve(f"{name}, its own precision", losses)
     for step in range(10):
         batch = learnable_tokens(both.recipe, step)
         in_jax, got = both.jax.step(in_jax, *jax_batch(both, *batch))
         in_torch, want = both.torch.step(in_torch, *torch_batch(*batch))
-        apart = abs(float(got["train_loss"]) - float(want["train_loss"]))
+        losses["jaxgpt"].append(float(got["train_loss"]))
+        losses["torch_ref"].append(float(want["train_loss"]))
+        apart = abs(losses["jaxgpt"][-1] - losses["torch_ref"][-1])
         assert_within(apart, OWN_PRECISION_LOSS[name], f"rung 8, loss of step {step}")

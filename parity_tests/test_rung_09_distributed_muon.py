@@ -44,7 +44,8 @@ def updated(dtype: str, distributed: bool) -> tuple[list[np.ndarray], list[int]]
     """Weights after three updates from zero, and which matrices' momenta this process holds."""
     params = [torch.nn.Parameter(torch.zeros(g.shape, dtype=torch.tensor(g).dtype)) for g in gradients(0, dtype)]
     kind = getattr(torch, dtype)
-    muon = Muon(params, lr=0.02, scale="sqrt_ratio", dtype=kind, norm_dtype=kind, distributed=distributed)
+    settings = {"scale": "sqrt_ratio", "weight_decay": 0.1, "dtype": kind, "norm_dtype": kind}
+    muon = Muon(params, lr=0.02, distributed=distributed, **settings)
     for step in range(3):
         for p, g in zip(params, gradients(step, dtype), strict=True):
             p.grad = torch.tensor(g)

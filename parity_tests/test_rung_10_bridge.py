@@ -23,7 +23,7 @@ import torch_ref.train
 from jaxgpt.moments import moments_from_torch, moments_to_torch
 from jaxgpt.recipes import Recipe, precision, reduced
 from jaxgpt.shards import write_shard
-from parity_tests.pair import Pair, Weights, assert_alike, jax_batch, torch_state
+from parity_tests.pair import TORCH_CPU, Pair, Weights, assert_alike, jax_batch, torch_state
 from parity_tests.tolerances import BRIDGE, SECOND_ORDER_BRIDGE
 from torch_ref.moments import moments, set_moments
 
@@ -77,7 +77,7 @@ def pair_of(name: str, dtype: str) -> Pair:
     exactly = precision(recipe, dtype, attention="exact")
     devices = jaxgpt.mesh.make_mesh_of(jax.devices("cpu")[:1])
     in_jax = jaxgpt.train.make_step(recipe, exactly, devices, 16)
-    in_torch = torch_ref.train.make_step(recipe, exactly, torch_ref.mesh.make_mesh(None), 16)
+    in_torch = torch_ref.train.make_step(recipe, exactly, TORCH_CPU, 16)
     return Pair(recipe, exactly, in_jax, in_torch, devices)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxgpt.errors import BadInput
@@ -50,6 +50,7 @@ def test_written_shard_is_256_int32_then_uint16_little_endian(tmp_path):
     assert (tmp_path / "a.bin").read_bytes() == struct.pack("<256i3H", 20240520, 1, 3, *[0] * 253, 1, 2, 50256)
 
 
+@settings(deadline=None)  # another process may take the core
 @given(st.lists(st.integers(0, 65535), min_size=1), st.sampled_from(["<u2", ">u2", "<i4", ">i8"]))
 def test_ids_of_any_integer_type_are_written_as_they_are(ids, dtype):
     with tempfile.TemporaryDirectory() as folder:
@@ -226,6 +227,7 @@ def test_first_bad_shard_of_several_is_the_one_named(tmp_path):
         inspect_shards(f"{tmp_path}/*.bin", "--data", 256)
 
 
+@settings(deadline=None)  # another process may take the core
 @given(st.lists(st.lists(st.integers(0, 65535), max_size=9), max_size=9), st.integers(1, 7))
 def test_writer_keeps_every_token_in_order(pieces, shard_tokens):
     with tempfile.TemporaryDirectory() as folder:

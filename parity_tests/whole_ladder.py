@@ -1,0 +1,64 @@
+"""pytest's side of a run of the whole ladder: shared out over processes, and said at its end which rung is red."""
+
+import importlib.util
+import os
+
+import pytest
+
+from parity_tests.certificate.outcome import Outcome, after, in_ladder_order
+
+WORKER = "PYTEST_XDIST_WORKER"
+"""What pytest-xdist sets in the processes that it starts."""
+PROCESSES = 4
+"""At most, each with both frameworks and their compiled steps in memory: about 3 GiB."""
+
+
+def share_out(config: pytest.Config) -> None:
+    """Run the files of a whole folder in as many processes as there are cores, where pytest-xdist is installed.
+
+    One file, one test or a GPU stay in this process, and so does everything where the command line has `-n` or a
+    debugger.
+    """
+    options = config.option
+    if WORKER in os.environ:
+        return  # one of those processes itself: it comes here too, and would start its own
+    here = config.getoption("--device") == "gpu" or named_tests(config) or options.collectonly or options.usepdb
+    if here or importlib.util.find_spec("xdist") is None or getattr(options, "numprocesses", 0) is not None:
+        return
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if cores > 1:
+        options.numprocesses, options.dist = min(cores, PROCESSES), "loadfile"
+
+
+def named_tests(config: pytest.Config) -> bool:
+    """Whether the command line names files or tests, not folders alone."""
+    return any("::" in argument or argument.endswith(".py") for argument in config.args)
+
+
+class LowestRed:
+    """Says at the end which rung is the lowest red one, and its first tests."""
+
+    SHOWN = 3
+
+    def __init__(self) -> None:
+        self.outcomes: dict[str, Outcome] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Keep what failed."""
+        self.outcomes[report.nodeid] = after(self.outcomes.get(report.nodeid, Outcome(report.nodeid)), report)
+
+    def pytest_terminal_summary(self, terminalreporter) -> None:
+        """One line a test, of the lowest rung that has a red one."""
+        red = sorted(
+            (each for each in self.outcomes.values() if each.result == "failed"),
+            key=lambda each: in_ladder_order(each.rung),
+        )
+        if not red:
+            return
+        lowest = [each for each in red if each.rung == red[0].rung]
+        where = f"rung {lowest[0].rung}" if lowest[0].rung[0].isdigit() else "the programs, beside the ladder"
+        terminalreporter.write_line(f"lowest red: {where}", red=True, bold=True)
+        for each in lowest[: self.SHOWN]:
+            terminalreporter.write_line(f"  {each.test.rpartition('/')[2]}: {each.line}")
+        if len(lowest) > self.SHOWN:
+            terminalreporter.write_line(f"  and {len(lowest) - self.SHOWN} more tests of that rung")
