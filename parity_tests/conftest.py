@@ -55,6 +55,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--device") != "gpu":
         return
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
+    torch.set_num_threads(len(os.sched_getaffinity(0)))  # 124M weights are drawn and compared on the host
     jax.config.update("jax_platforms", "cuda,cpu")
     try:
         jax.devices("gpu")
@@ -73,7 +74,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         elsewhere = [item for item in items if not item.get_closest_marker("at_scale")]
         config.hook.pytest_deselected(items=elsewhere)
         items[:] = [item for item in items if item.get_closest_marker("at_scale")]
-    if config.getoption("--full") or named_tests(config):
+    if config.getoption("--full") or config.getoption("--device") == "gpu" or named_tests(config):
         return
     slow = [item for item in items if item.get_closest_marker("slow")]
     config.hook.pytest_deselected(items=slow)

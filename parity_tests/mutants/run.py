@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from parity_tests.mutants.mutate import Mutant
-from parity_tests.planted.ascent import rung_of
+from parity_tests.planted.ascent import CLIMB, rung_of
 from parity_tests.planted.run import Outcome, environment
 
 OURS = ("jaxgpt", "torch_ref", "parity_tests")
