@@ -129,7 +129,7 @@ def test_part_of_a_green_ladder_agrees_on_what_was_run():
 
 def test_the_lowest_red_rung_is_named():
     said = of([*outcomes("10", result=FAILED), *outcomes("4", result=FAILED, line="no such key"), *outcomes("3")])
-    assert said["verdict"]["says"] == "They part at rung 4: it: no such key"
+    assert said["verdict"]["says"] == "Rung 4 is red: it: no such key"
     assert [f["rung"] for f in said["failures"]] == ["4", "4", "10", "10"]
 
 

@@ -87,6 +87,17 @@ def test_largest_differences_of_optimisers_are_the_recorded_ones(optimizer, name
     assert f"{apart[step]:.3f} for {name} (step {step}" in README.replace("\n", " ")
 
 
+NOISE = json.loads((ROOT / "benchmarks/results/noise-floor-h100/noise_floor.json").read_text())["runs"]
+
+
+@pytest.mark.parametrize("run", NOISE, ids=lambda run: f"{run['recipe']}-{run['rounding']}")
+def test_noise_floors_are_the_measured_ones(run):
+    ours, floor = run["jax_to_torch"], run["torch_to_torch_an_ulp_away"]
+    digits = 4 if ours > 0.01 else 5
+    cells = [run["rounding"], run["steps"], f"{ours:.{digits}f}", f"{floor:.{digits}f}", f"{ours / floor:.2f}"]
+    assert f"| {' | '.join([run['recipe'], *cells])} |" in README
+
+
 def test_recipes_are_all_listed():
     section = README[README.index("## The recipes") : README.index("## Four optimisers")]
     for name in RECIPES:

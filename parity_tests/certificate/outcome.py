@@ -50,8 +50,8 @@ class Outcome:
 
     @property
     def dtype(self) -> str | None:
-        """The one that the parameters, or else the name, say."""
-        for text in (self.parameters, self.name):
+        """The one that the parameters say, or else what was measured, or the name."""
+        for text in (self.parameters, *(each.what for each in self.measured), self.name):
             if found := re.search(r"float64|bfloat16|float32", text):
                 return found[0]
         return None

@@ -45,7 +45,7 @@ def _parting(failure: Outcome) -> str:
         return f"{rung.capitalize()} broke before it compared: {failure.line}"
     worst = failure.worst
     if worst is None or worst.share <= 1:
-        return f"They part at {rung}: {failure.name.removeprefix('test_').replace('_', ' ')}: {failure.line}"
+        return f"{rung.capitalize()} is red: {failure.name.removeprefix('test_').replace('_', ' ')}: {failure.line}"
     what = worst.what.removeprefix(f"{rung}, ")
     if what == "it":
         what = failure.name.removeprefix("test_").replace("_", " ")
