@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 
 from parity_tests.measured import assert_within
-from parity_tests.scale import ERROR_RATIO, error_ratio
+from parity_tests.scale import error_ratio
 
 JUDGED = {"cpu": ("simple-2026-06-11",), "gpu": ("muon-2024-10-12", "simple-2026-06-11")}
 """Recipes whose model is held against float64 at scale: one with a tied head and fused q, k, v, and one with biases,
@@ -61,9 +61,7 @@ def as_kept(start: Mapping[str, np.ndarray], embedding: str) -> dict[str, np.nda
     return kept
 
 
-def assert_as_exact(
-    errors: Mapping[str, tuple[float, float]], what: str, allowed: float = ERROR_RATIO, each: bool = False
-) -> None:
+def assert_as_exact(errors: Mapping[str, tuple[float, float]], what: str, allowed: float, each: bool = False) -> None:
     """Each of JAX's errors to float64 is at most `allowed` times PyTorch's.
 
     Both ends are kept for the certificate, for PyTorch may be the less exact one: the largest and the smallest ratio,

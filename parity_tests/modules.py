@@ -5,7 +5,7 @@
 An error shows in the module that makes it, not in all that follow. Parts come before what is made of them; the first
 module beyond tolerance is named, with what the difference looks like where that is simple, and the program ends with 1
 if there is one. In bfloat16 no two frameworks round alike: both are held against torch_ref in float64, and JAX's error
-may be half as large again as torch's, but for biases: see `parity_tests.tolerances.MODULE_BIAS_ERRORS`.
+may be half as large again as torch's.
 """
 
 import os
@@ -37,7 +37,7 @@ from jaxgpt.errors import BadInput, exit_codes
 from jaxgpt.recipes import DType, Precision, Recipe, named, precision, reduced
 from parity_tests.pair import Weights, relative
 from parity_tests.resemblance import resemblance
-from parity_tests.tolerances import HIDDEN, MODULE_BIAS_ERRORS, MODULE_ERRORS
+from parity_tests.tolerances import HIDDEN, MODULE_ERRORS
 
 PROG = "python -m parity_tests.modules"
 APART = 1
@@ -312,8 +312,7 @@ def _judged(
     judged = Compared(module, tensor, relative(got_wide, want_wide), allowed)
     if exact is not None:
         error, oracle = relative(got_wide, _numbers(exact)), relative(want_wide, _numbers(exact))
-        times = MODULE_BIAS_ERRORS if tensor.endswith(".bias") else MODULE_ERRORS
-        judged = Compared(module, tensor, error, max(allowed, times * oracle), oracle)
+        judged = Compared(module, tensor, error, max(allowed, MODULE_ERRORS * oracle), oracle)
     return judged._replace(looks=resemblance(got_wide, want_wide)) if judged.parts else judged
 
 

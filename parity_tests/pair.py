@@ -58,12 +58,13 @@ class Pair(NamedTuple):
 
 
 @functools.cache
-def pair(name: str, dtype: str | None, devices: int = 1, micro_batch: int = 4, sequences: int = 16) -> Pair:
+def pair(name: str, dtype: str | None, devices: int = 1, micro_batch: int = 4, schedule: int = 100) -> Pair:
     """The steps that train, of the recipe at reduced size. `devices` are JAX's; torch has one process.
 
-    Without `dtype` the recipe's own precision.
+    Without `dtype` the recipe's own precision. The schedule has its shape over `schedule` steps.
     """
     recipe = reduced(name)
+    recipe = dataclasses.replace(recipe, schedule=recipe.schedule.scaled(schedule))
     exactly = precision(recipe, dtype, attention="exact")
     mesh = jaxgpt.mesh.make_mesh_of(jax.devices("cpu")[:devices])
     return Pair(

@@ -26,8 +26,6 @@ from parity_tests.pair import Pair, Weights
 
 Device = Literal["cpu", "gpu"]
 SEQUENCES = 8
-ERROR_RATIO = 1.5
-"""In bfloat16 a framework's error to float64 is at most this many times the other's."""
 MOVED = 0.02
 """Standard deviation of what moves weights off their start."""
 

@@ -15,7 +15,7 @@ from torch_ref import muon as torch_muon
 
 COEFFICIENTS = {"published": ((3.4445, -4.7750, 2.0315), 5), "convergent": ((2.0, -1.5, 0.5), 12)}
 SHAPES = [(64, 64), (64, 256), (256, 64), (3, 32, 48), (2, 3, 48, 32), (1, 7)]
-BIG = [(768, 768), (3072, 768), (768, 3072)]
+BIG = [(768, 768), (768, 3072), pytest.param((3072, 768), marks=pytest.mark.slow)]
 
 
 def spectrum(kind: str, shape: tuple[int, ...]) -> np.ndarray:

@@ -14,11 +14,10 @@ import torch_ref.attention
 import torch_ref.model
 from jaxgpt.recipes import RECIPES, precision, reduced
 from parity_tests import modules
+from parity_tests.by_dtype import by_recipe_and_dtype
 from parity_tests.measured import assert_within
-from parity_tests.pair import DTYPES, MODELS, assert_alike, relative, tokens, weights
+from parity_tests.pair import MODELS, assert_alike, relative, tokens, weights
 from parity_tests.tolerances import HIDDEN, LOGITS
-
-by_recipe_and_dtype = pytest.mark.parametrize(("name", "dtype"), [(n, d) for n in MODELS for d in DTYPES])
 
 
 @functools.cache
@@ -28,7 +27,7 @@ def models(name, dtype):
     return modules.models(recipe, precision(recipe, dtype, attention="exact"), weights(name, dtype))
 
 
-@by_recipe_and_dtype
+@by_recipe_and_dtype(MODELS)
 def test_every_layers_output_is_the_same(name, dtype):
     in_jax, in_torch = models(name, dtype)
     inputs, _ = tokens(reduced(name))
@@ -39,7 +38,7 @@ def test_every_layers_output_is_the_same(name, dtype):
     assert_alike(got, dict(zip(names, want, strict=True)), HIDDEN[dtype], "rung 3, residual stream")
 
 
-@by_recipe_and_dtype
+@by_recipe_and_dtype(MODELS)
 def test_logits_are_the_same(name, dtype):
     in_jax, in_torch = models(name, dtype)
     inputs, _ = tokens(reduced(name))

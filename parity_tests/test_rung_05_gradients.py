@@ -8,8 +8,8 @@ from flax import nnx
 
 from jaxgpt.model import GPT
 from jaxgpt.recipes import reduced
+from parity_tests.by_dtype import by_recipe_and_dtype
 from parity_tests.pair import (
-    DTYPES,
     MODELS,
     assert_alike,
     jax_batch,
@@ -24,8 +24,6 @@ from parity_tests.pair import (
 )
 from parity_tests.tolerances import GRADIENTS
 
-by_recipe_and_dtype = pytest.mark.parametrize(("name", "dtype"), [(n, d) for n in MODELS for d in DTYPES])
-
 
 def gradients(name, dtype, perturbed):
     both, start = pair(name, dtype), weights(name, dtype, perturbed)
@@ -35,7 +33,7 @@ def gradients(name, dtype, perturbed):
     return jax_tree(both, got), torch_tree(want)
 
 
-@by_recipe_and_dtype
+@by_recipe_and_dtype(MODELS)
 @pytest.mark.parametrize("perturbed", [False, True], ids=["initial", "perturbed"])
 def test_raw_gradients_of_every_tensor_are_the_same(name, dtype, perturbed):
     got, want = gradients(name, dtype, perturbed)

@@ -18,9 +18,9 @@ import torch_ref.optimizer
 from jaxgpt import bridge
 from jaxgpt.recipes import OptimizerConfig, Recipe, ScheduleConfig
 from parity_tests import oracle
+from parity_tests.by_dtype import by_recipe_and_dtype
 from parity_tests.measured import assert_within
 from parity_tests.pair import (
-    DTYPES,
     TRAINERS,
     Pair,
     Weights,
@@ -56,7 +56,7 @@ def torch_update(both: Pair, state, grads: Weights):
     return both.torch.update(state, {n: torch.tensor(g) for n, g in grads.items()})
 
 
-@pytest.mark.parametrize(("name", "dtype"), [(n, d) for n in TRAINERS for d in DTYPES])
+@by_recipe_and_dtype(TRAINERS)
 def test_updates_and_moments_are_the_same(name, dtype):
     both, start = pair(name, dtype), weights(name, dtype)
     in_jax, in_torch = jax_state(both, start), torch_state(both, start)

@@ -19,8 +19,9 @@ NAMES = ["muon-2024-10-12", "simple-2026-06-11", "tiny-adamw", "tiny-soap", "tin
 CASES = [
     *((name, "float64") for name in NAMES if name in (PLANTED, "tiny-soap")),
     *(pytest.param(n, "float64", marks=pytest.mark.slow) for n in NAMES if n not in (PLANTED, "tiny-soap")),
-    ("muon-2024-10-12", "float32"),
+    pytest.param(PLANTED, "float32", marks=pytest.mark.slow),
 ]
+"""In float32 `test_rung_07_at_scale` does it of two recipes."""
 
 
 @pytest.mark.parametrize("by", ["torch", "jax"])

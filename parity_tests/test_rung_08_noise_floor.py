@@ -11,7 +11,6 @@ from jaxgpt.errors import NotFinite
 from parity_tests import noise_floor
 from parity_tests.measured import assert_within
 from parity_tests.noise_floor import (
-    FACTOR,
     Curves,
     at,
     distance,
@@ -26,12 +25,11 @@ from parity_tests.noise_floor import (
     torch_floor,
 )
 from parity_tests.scale import as_trained, pair_at_scale, recipe_at_scale, weights_at_scale
-from parity_tests.tolerances import FIRST_LOSSES_AT_SCALE, FREE_NOISE_AT_SCALE, TRAINING_LOSS_AT_SCALE
+from parity_tests.tolerances import FIRST_LOSSES_AT_SCALE, NOISE_AT_SCALE, TRAINING_LOSS_AT_SCALE
 
 at_scale = pytest.mark.at_scale
 
 MUON, ADAM = "muon-2024-10-12", "opt-adam-2024-10-29"
-NAMES = (MUON, ADAM)
 STEPS = {"cpu": {MUON: 20, ADAM: 60}, "gpu": {MUON: 150, ADAM: 60}}
 """Of Muon at its peak learning rate; of AdamW those of the README, where warm-up is scaled to 3 steps."""
 WINDOW = {"cpu": {MUON: 20, ADAM: 20}, "gpu": {MUON: 50, ADAM: 20}}
@@ -39,7 +37,16 @@ PAIRS = {"cpu": 3, "gpu": 5}
 SEQUENCES = {"cpu": 4, "gpu": 8}
 FIRST = 10
 """Steps in which rounding has hardly grown."""
-ROUNDINGS = ("free", "pinned")
+by_recipe_and_rounding = pytest.mark.parametrize(
+    ("name", "rounding"),
+    [
+        (MUON, "pinned"),
+        (ADAM, "free"),
+        pytest.param(MUON, "free", marks=pytest.mark.slow),
+        pytest.param(ADAM, "pinned", marks=pytest.mark.slow),
+    ],
+)
+"""On a GPU all four, for there the slow tests run too."""
 
 
 def setting(name, device):
@@ -68,10 +75,9 @@ def trained(device):
 
 
 @at_scale
-@pytest.mark.parametrize("rounding", ROUNDINGS)
-@pytest.mark.parametrize("name", NAMES)
+@by_recipe_and_rounding
 def test_frameworks_part_by_no_more_than_torch_does_from_itself_an_ulp_away(trained, device, name, rounding):
-    factor = FREE_NOISE_AT_SCALE[device] if rounding == "free" else FACTOR
+    factor = NOISE_AT_SCALE[device][rounding]
     for window in trained(name, rounding).windows(WINDOW[device][name]):
         floor, across = np.median(window.floor), np.median(window.across)
         what = f"rung 8, {name}, {rounding} rounding, RMS of loss, steps {window.first} to {window.last}"
@@ -85,12 +91,11 @@ def test_a_learning_rate_5_percent_larger_in_jax_is_outside_the_noise_floor(trai
     both = pair_of(dataclasses.replace(recipe, optimizer=larger), device)
     in_torch = trained(ADAM, "free").torch
     windows = Curves(in_torch[:2], jax_beside(both, start, batches, 1)).windows(WINDOW[device][ADAM])
-    assert max(window.ratio for window in windows) > 2 * FREE_NOISE_AT_SCALE[device]
+    assert max(window.ratio for window in windows) > 2 * NOISE_AT_SCALE[device]["free"]
 
 
 @at_scale
-@pytest.mark.parametrize("rounding", ROUNDINGS)
-@pytest.mark.parametrize("name", NAMES)
+@by_recipe_and_rounding
 def test_first_losses_in_bfloat16_are_alike(trained, device, name, rounding):
     curves = trained(name, rounding)
     apart = max(distance(got[:FIRST], want[:FIRST]) for got, want in zip(curves.jax, curves.torch[1:], strict=True))
@@ -99,7 +104,7 @@ def test_first_losses_in_bfloat16_are_alike(trained, device, name, rounding):
 
 
 @at_scale
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [pytest.param(MUON, marks=pytest.mark.slow), ADAM])
 def test_losses_in_float32_are_the_same_at_every_step(device, name):
     both, start = pair_at_scale(name, "float32", device), weights_at_scale(name, "float32", device, perturbed=False)
     batches = made_batches(both.recipe, 20)

@@ -4,6 +4,8 @@ import jax
 import numpy as np
 import pytest
 
+from jaxgpt.recipes import reduced
+from parity_tests.by_dtype import by_recipe_and_dtype
 from parity_tests.measured import assert_within, curve
 from parity_tests.pair import (
     DTYPES,
@@ -22,6 +24,7 @@ from parity_tests.pair import (
     with_bases,
 )
 from parity_tests.tolerances import (
+    LONG_TRAINED_WEIGHTS,
     OWN_PRECISION_LOSS,
     SOAP_TRAINING_LOSS,
     TRAINED_WEIGHTS,
@@ -30,26 +33,20 @@ from parity_tests.tolerances import (
 
 STEPS = {"muon-2024-10-12": 100, "tiny": 100}
 """Of the reduced schedule's 100. Every other recipe takes 20, past SOAP's and Shampoo's first recomputation."""
+LONG = 300
+"""Steps of the same two under a schedule of as many: a slow test."""
 
 
-FLOAT32 = {"muon-2024-10-12", "llmc-2024-10-13", "opt-adam-2024-10-29", "opt-shampoo-2024-10-29", "opt-soap-2024-10-29"}
-FLOAT32 |= {"simple-2026-06-11", "tiny"}
-"""A recipe of each optimiser and each kind of model. In float32 the others are slow tests; in float64 none is."""
-
-
-def chosen(name: str, dtype: str):
-    return pytest.param(name, dtype, marks=[pytest.mark.slow] if dtype == "float32" and name not in FLOAT32 else [])
-
-
-@pytest.mark.parametrize(("name", "dtype"), [chosen(n, d) for n in TRAINERS for d in DTYPES])
-def test_losses_are_the_same_at_every_step_and_weights_at_the_end(name, dtype):
-    both, start = pair(name, dtype, micro_batch=16), weights(name, dtype, perturbed=False)
+def assert_trained_alike(name: str, dtype: str, steps: int, weights_allowed: float, schedule: int = 100) -> None:
+    """Losses are the same at every step under a schedule of `schedule` steps, and weights at the end."""
+    both = pair(name, dtype, micro_batch=16, schedule=schedule)
+    start = weights(name, dtype, perturbed=False)
     in_jax, in_torch = jax_state(both, start), torch_state(both, start)
     soap = both.recipe.optimizer.kind == "soap"
     allowed = (SOAP_TRAINING_LOSS if soap else TRAINING_LOSS)[dtype]
     losses_in_jax, losses = [], []
-    curve(f"{name}, {dtype}", {"jaxgpt": losses_in_jax, "torch_ref": losses})
-    for step in range(STEPS.get(name, 20)):
+    curve(f"{name}, {dtype}, {steps} steps", {"jaxgpt": losses_in_jax, "torch_ref": losses})
+    for step in range(steps):
         batch = learnable_tokens(both.recipe, step)
         in_jax, got = both.jax.step(in_jax, *jax_batch(both, *batch))
         in_torch, want = both.torch.step(in_torch, *torch_batch(*batch))
@@ -68,11 +65,31 @@ def test_losses_are_the_same_at_every_step_and_weights_at_the_end(name, dtype):
         for name_ in (n for n in want if n.endswith("c_attn.bias")):
             for each in (got, want):
                 np.split(each[name_], 3)[1][:] = 0
-    allowed = TRAINED_WEIGHTS[both.recipe.optimizer.kind][dtype]
-    assert_alike(got, want, allowed, "rung 8, weights after training")
+    assert_alike(got, want, weights_allowed, "rung 8, weights after training")
 
 
-@pytest.mark.parametrize("name", ["simple-2026-06-11", "llmc-2024-10-13", "distmuon-2024-10-17", "opt-soap-2024-10-29"])
+@by_recipe_and_dtype(TRAINERS)
+def test_losses_are_the_same_at_every_step_and_weights_at_the_end(name, dtype):
+    allowed = TRAINED_WEIGHTS[reduced(name).optimizer.kind][dtype]
+    assert_trained_alike(name, dtype, STEPS.get(name, 20), allowed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", STEPS)
+def test_losses_are_the_same_at_every_step_of_a_long_run_and_weights_at_its_end(name, dtype):
+    assert_trained_alike(name, dtype, LONG, LONG_TRAINED_WEIGHTS[dtype], schedule=LONG)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "simple-2026-06-11",
+        "llmc-2024-10-13",
+        pytest.param("distmuon-2024-10-17", marks=pytest.mark.slow),
+        pytest.param("opt-soap-2024-10-29", marks=pytest.mark.slow),
+    ],
+)
 def test_recipes_in_their_own_precision_start_alike(name):
     both, start = pair(name, None, micro_batch=16), weights(name, "float32", perturbed=False)
     assert both.precision.compute == "bfloat16"

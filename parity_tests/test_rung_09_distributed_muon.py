@@ -1,6 +1,5 @@
 """Rung 9: Muon's distributed form, each process orthogonalising its own matrices, against one process with all."""
 
-import functools
 import json
 import subprocess
 import sys
@@ -21,6 +20,8 @@ from torch_ref.muon import Muon
 SHAPES = [(24, 24), (24, 96), (96, 24), (24, 24), (24, 24)]
 """(fan_out, fan_in) of five matrices: they don't divide evenly over two processes."""
 
+LAUNCHED = ("float64", "bfloat16")
+
 PROGRAM = """
 import json, os, sys
 import torch
@@ -28,9 +29,10 @@ import torch.distributed as dist
 from parity_tests.test_rung_09_distributed_muon import updated
 torch.set_num_threads(1)
 dist.init_process_group("gloo")
-weights, owned = updated(sys.argv[1], distributed=True)
-with open(f"{sys.argv[1]}-{os.environ['RANK']}.json", "w") as file:
-    json.dump({"weights": [w.tolist() for w in weights], "owned": owned}, file)
+for dtype in sys.argv[1:]:
+    weights, owned = updated(dtype, distributed=True)
+    with open(f"{dtype}-{os.environ['RANK']}.json", "w") as file:
+        json.dump({"weights": [w.tolist() for w in weights], "owned": owned}, file)
 dist.destroy_process_group()
 """
 
@@ -55,32 +57,31 @@ def updated(dtype: str, distributed: bool) -> tuple[list[np.ndarray], list[int]]
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory, environment):
+    """dtype -> what each process has; one launch makes all, for starting two takes longer than what they do."""
     folder = tmp_path_factory.mktemp("muon")
     program = folder / "program.py"
     program.write_text(PROGRAM)
 
-    @functools.cache
-    def run(dtype: str) -> list[dict]:
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-        command = [sys.executable, *launcher, str(program), dtype]
-        ended = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
-        assert ended.returncode == 0, ended.stderr
-        return [json.loads((folder / f"{dtype}-{rank}.json").read_text()) for rank in range(2)]
-
-    return run
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [sys.executable, *launcher, str(program), *LAUNCHED]
+    ended = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+    return {
+        dtype: [json.loads((folder / f"{dtype}-{rank}.json").read_text()) for rank in range(2)] for dtype in LAUNCHED
+    }
 
 
-@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
+@pytest.mark.parametrize("dtype", LAUNCHED)
 def test_two_processes_make_the_updates_of_one_to_the_bit(two_processes, dtype):
     want, _ = updated(dtype, distributed=True)
-    ranks = two_processes(dtype)
+    ranks = two_processes[dtype]
     for rank in ranks:
         for got, w in zip(rank["weights"], want, strict=True):
             assert (np.asarray(got, w.dtype) == w).all()
 
 
 def test_each_momentum_lives_in_one_process(two_processes):
-    owned = [rank["owned"] for rank in two_processes("float64")]
+    owned = [rank["owned"] for rank in two_processes["float64"]]
     assert sorted(owned) == [[0, 2, 4], [1, 3]]
 
 

@@ -24,10 +24,18 @@ from parity_tests.tolerances import LOSS, MESH
 
 DIVIDED = [(1, 1), (1, 16), (2, 2), (2, 8), (4, 4), (8, 1), (8, 2)]
 """Devices, and sequences a device takes at once, of a step of 16; the reference is one device, 4 at once."""
+FLOAT32 = [(4, 4), (8, 1)]
+"""Of those, devices alone and both at once. In float32 the others are slow tests."""
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("devices", "micro_batch"), DIVIDED)
+def divided_so(devices: int, micro_batch: int, dtype: str):
+    slow = dtype == "float32" and (devices, micro_batch) not in FLOAT32
+    return pytest.param(devices, micro_batch, dtype, marks=[pytest.mark.slow] * slow)
+
+
+@pytest.mark.parametrize(
+    ("devices", "micro_batch", "dtype"), [divided_so(*d, dtype) for d in DIVIDED for dtype in DTYPES]
+)
 def test_gradients_do_not_depend_on_devices_or_accumulation(devices, micro_batch, dtype):
     whole, divided = pair("muon-2024-10-12", dtype), pair("muon-2024-10-12", dtype, devices, micro_batch)
     start, batch = weights("muon-2024-10-12", dtype), tokens(whole.recipe)
@@ -48,8 +56,10 @@ def test_torch_gradients_do_not_depend_on_accumulation(micro_batch, dtype):
     assert_alike(torch_tree(got), torch_tree(want), MESH[dtype], "rung 9, gradients")
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("devices", [2, 8])
+@pytest.mark.parametrize(
+    ("devices", "dtype"),
+    [(2, "float64"), (8, "float64"), (8, "float32"), pytest.param(2, "float32", marks=pytest.mark.slow)],
+)
 def test_training_does_not_depend_on_devices(devices, dtype):
     whole, divided = pair("tiny", dtype), pair("tiny", dtype, devices, 2)
     start = weights("tiny", dtype, perturbed=False)

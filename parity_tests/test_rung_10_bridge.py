@@ -40,7 +40,9 @@ KINDS = [
     "tiny-soap",
     "tiny-shampoo",
 ]
-CASES = [(name, "float64") for name in KINDS] + [("muon-2024-10-12", "float32"), ("opt-adam-2024-10-29", "float32")]
+CASES = [(name, "float64") for name in KINDS]
+CASES += [pytest.param(name, "float32", marks=pytest.mark.slow) for name in ("muon-2024-10-12", "opt-adam-2024-10-29")]
+"""In float32 `test_rung_10_at_scale` does it too."""
 ROUTES = ["jax then torch", "torch then jax", "jax then jax", "torch then torch"]
 WHOLE = ["jax", "torch"]
 """All steps in one framework, without a file between them."""

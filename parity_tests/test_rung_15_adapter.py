@@ -60,7 +60,7 @@ def found(outcome: Outcome) -> tuple[str, str, str | None]:
     return outcome.rungs[-1].number, outcome.rungs[-1].found.tensor, outcome.rungs[-1].found.looks
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("dtype", ["float64", pytest.param("float32", marks=pytest.mark.slow)])
 def test_the_example_pair_is_green_to_the_top(ladder, dtype):
     outcome = climb(ladder, dtype=dtype)
     for rung in outcome.rungs:

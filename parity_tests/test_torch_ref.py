@@ -89,6 +89,7 @@ def test_two_gloo_processes_with_accumulation_train_as_one_does(folder, alone):
     assert_trained_alike(alone, train(folder, "together", TORCHRUN, **{"mesh": "2", "micro-batch": "2"}))
 
 
+@pytest.mark.slow
 def test_summed_gradients_and_distributed_muon_are_the_same_over_two_processes(folder, alone):
     form = {"recipe": "tiny", "model.loss-reduction": "sum", "optimizer.muon-scale": "sqrt_ratio"}
     one = train(folder, "sum", distributed=True, **form)

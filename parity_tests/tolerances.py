@@ -35,12 +35,13 @@ left is the order in which each sums a product. Measured 0.55, and 0.93 at 768 x
 HIDDEN = {"float64": 1e-14, "float32": 5e-6}
 """Residual stream after each layer, and modules alone, forward and backward. Measured 9.4e-16 and 5.4e-7."""
 
+ERROR_RATIO = {"cpu": 3, "gpu": 1.5}
+"""In bfloat16 a framework's error to float64 in the other's. Measured on a CPU 1.2. On one with instructions for
+bfloat16 oneDNN, PyTorch's library, sums a product in float32 there and JAX doesn't: 1.9. No allowance may hang on which
+CPU it is, so a CPU has twice the GPU's."""
+
 MODULE_ERRORS = 1.5
 """A module's distance from float64 in bfloat16 in JAX, in torch's. Measured 1.25; 1.0 in most."""
-
-MODULE_BIAS_ERRORS = 12
-"""The same of a bias's gradient. Measured 5.7: XLA rounds each addition of a sum of bfloat16 on the CPU, 32 terms at a
-time, and torch none but the last."""
 
 ROUNDED_ONCE = 1e-4
 """Modules without products in bfloat16. Measured 4.6e-8; one number of 8,192 rounded the other way makes up to 4e-5."""
@@ -99,9 +100,10 @@ moments 2.8e-7 and 3.4e-7; the changes used less of theirs."""
 TRAINING_LOSS_AT_SCALE = {"cpu": 1e-5, "gpu": 1e-4}
 """float32, absolute, at every one of 20 steps. Measured on a CPU 9.5e-7."""
 
-FREE_NOISE_AT_SCALE = {"cpu": 3, "gpu": 1.5}
-"""Of `parity_tests.noise_floor`: the distance JAX-torch in the noise floor where XLA may leave roundings out. Measured
-on a CPU 1.04 to 2.0: nothing grows at that size, and the roundings left out are seen. With each made, 0.87 to 1.2."""
+NOISE_AT_SCALE = {"cpu": {"free": 6, "pinned": 3}, "gpu": {"free": 1.5, "pinned": 1.5}}
+"""Of `parity_tests.noise_floor`: the distance JAX-torch in the noise floor, by rounding. Measured on a CPU 1.04 to 2.0
+where XLA may leave roundings out: nothing grows at that size, and those left out are seen. With each made, 0.87 to 1.2,
+and 2.3 on a CPU with instructions for bfloat16: see `ERROR_RATIO`."""
 
 FIRST_LOSSES_AT_SCALE = {"cpu": {"free": 7e-3, "pinned": 7e-3}, "gpu": {"free": 1e-2, "pinned": 1e-2}}
 """bfloat16, RMS over ten steps. Measured on a CPU 6.2e-4 and 7.6e-4."""
@@ -125,15 +127,19 @@ TRAINED_WEIGHTS = {
 3.2e-3. Behind zero-initialised projections gradients are next to nothing at first, and all but Muon divide each number
 by its own size, rounding and all."""
 
+LONG_TRAINED_WEIGHTS = {"float64": 2e-13, "float32": 8e-5}
+"""Muon's after 300 steps. Measured 1.6e-14 and 8.0e-6; the losses, 8.9e-16 and 9.5e-7, keep theirs."""
+
 MESH = {"float64": 2e-14, "float32": 1e-5}
 """The same framework, a step's tokens divided otherwise. Measured 1.2e-15 and 6.9e-7."""
 
 FAST = {"float64": 2e-14, "float32": 1e-5}
 """A fast path against the plain form in the same framework. Measured 1.8e-15 and 9.9e-7."""
 
-SECOND_ORDER_WEIGHTS = {"float64": 1e-13, "float32": 1e-5}
-"""SOAP's and Shampoo's, after each of 26 calls, between the two frameworks and the oracle. Measured 1.2e-14, 1.2e-6;
-7.9e-6 for `tiny-soap` reduced, at the update that divides by projections near zero."""
+SECOND_ORDER_WEIGHTS = {"float64": 1e-13, "float32": 1e-4}
+"""SOAP's and Shampoo's, after each of 26 calls, between the two frameworks and the oracle. Measured 1.2e-14, 1.2e-6. At
+the update that divides by projections near zero 7.9e-6 for `tiny-soap` reduced, and 2.6e-5 on another CPU (JAX 0.11.2,
+torch 2.11.0)."""
 
 SECOND_ORDER_CHANGE = 1e-12
 """What a call adds to them, float64. Measured 1.2e-13: SOAP's first update divides by projections near zero."""
