@@ -1,0 +1,45 @@
+"""`--rounding pinned`: from the command line to XLA, and what it does there."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from jaxgpt.flags import recipe_and_flags
+from jaxgpt.mesh import compiler_options, make_mesh_of
+from jaxgpt.recipes import RECIPES, precision
+
+
+def test_flag_is_free_unless_said():
+    assert recipe_and_flags([], "train", "tiny")[1].rounding == "free"
+    assert recipe_and_flags(["--rounding", "pinned"], "train", "tiny")[1].rounding == "pinned"
+
+
+@pytest.mark.parametrize("rounding", ["free", "pinned"])
+def test_precision_keeps_what_the_flag_says(rounding):
+    assert precision(RECIPES["muon-2024-10-12"], None, "exact", rounding).rounding == rounding
+
+
+def test_pinned_rounding_makes_every_rounding_that_torch_makes():
+    x, y = np.random.default_rng(0).standard_normal((2, 4096)).astype(np.float32)
+
+    def chain(x, y, wide):
+        return wide(x * y + y) * wide(x)
+
+    narrow = [torch.tensor(each).bfloat16() for each in (x, y)]
+    want = chain(*narrow, lambda t: t.float()).numpy()
+    in_jax = jax.jit(lambda x, y: chain(x, y, lambda a: a.astype(jnp.float32)))
+    lowered = in_jax.lower(*(jnp.asarray(each, jnp.bfloat16) for each in (x, y)))
+    mesh = make_mesh_of(jax.devices("cpu")[:1])
+    apart = {
+        rounding: np.abs(
+            np.asarray(
+                lowered.compile(compiler_options(mesh, rounding))(*(jnp.asarray(e, jnp.bfloat16) for e in (x, y)))
+            )
+            - want
+        ).max()
+        for rounding in ("free", "pinned")
+    }
+    assert apart["pinned"] == 0
+    assert apart["free"] > 0, "or the flag has nothing to do here"
