@@ -27,19 +27,12 @@ def test_pinned_rounding_makes_every_rounding_that_torch_makes():
     def chain(x, y, wide):
         return wide(x * y + y) * wide(x)
 
-    narrow = [torch.tensor(each).bfloat16() for each in (x, y)]
-    want = chain(*narrow, lambda t: t.float()).numpy()
-    in_jax = jax.jit(lambda x, y: chain(x, y, lambda a: a.astype(jnp.float32)))
-    lowered = in_jax.lower(*(jnp.asarray(each, jnp.bfloat16) for each in (x, y)))
-    mesh = make_mesh_of(jax.devices("cpu")[:1])
-    apart = {
-        rounding: np.abs(
-            np.asarray(
-                lowered.compile(compiler_options(mesh, rounding))(*(jnp.asarray(e, jnp.bfloat16) for e in (x, y)))
-            )
-            - want
-        ).max()
-        for rounding in ("free", "pinned")
-    }
+    want = chain(*(torch.tensor(each).bfloat16() for each in (x, y)), lambda t: t.float()).numpy()
+    narrow = [jnp.asarray(each, jnp.bfloat16) for each in (x, y)]
+    lowered = jax.jit(lambda x, y: chain(x, y, lambda a: a.astype(jnp.float32))).lower(*narrow)
+    mesh, apart = make_mesh_of(jax.devices("cpu")[:1]), {}
+    for rounding in ("free", "pinned"):
+        got = lowered.compile(compiler_options(mesh, rounding))(*narrow)
+        apart[rounding] = np.abs(np.asarray(got) - want).max()
     assert apart["pinned"] == 0
     assert apart["free"] > 0, "or the flag has nothing to do here"
