@@ -10,6 +10,7 @@ from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as in jaxgpt.train
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # there is a process for each core already
 
 import jax
 import numpy as np
