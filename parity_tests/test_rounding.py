@@ -1,5 +1,7 @@
 """`--rounding pinned`: from the command line to XLA, and what it does there."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,3 +38,12 @@ def test_pinned_rounding_makes_every_rounding_that_torch_makes():
         apart[rounding] = np.abs(np.asarray(got) - want).max()
     assert apart["pinned"] == 0
     assert apart["free"] > 0, "or the flag has nothing to do here"
+
+
+@pytest.mark.parametrize("trainer", ["jaxgpt.train", "torch_ref.train"])
+def test_a_run_records_the_rounding_that_was_asked_for(shards, tmp_path, run, trainer):
+    data = f"--data {shards}/text_train_*.bin --val-data {shards}/text_val_*.bin --val-tokens 512"
+    small = "--recipe tiny --model.layers 1 --model.width 32 --data.sequences 2 --steps 1 --dtype bfloat16"
+    ended = run(tmp_path, trainer, *f"{data} {small} --rounding pinned --run r".split())
+    assert ended.code == 0, ended.stderr
+    assert json.loads((tmp_path / "r" / "config.json").read_text())["precision"]["rounding"] == "pinned"
