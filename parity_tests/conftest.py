@@ -22,7 +22,7 @@ from jaxgpt.shards import write_shard
 from parity_tests.certificate import plugin as certificate
 from parity_tests.measured import curves_taken, taken
 from parity_tests.programs import ROOT, Ended, tiny_weights
-from parity_tests.whole_ladder import LowestRed, named_tests, share_out
+from parity_tests.whole_ladder import LowestRed, named_tests, own_share, share_out
 
 LEFT_OUT = pytest.StashKey[int]()
 
@@ -56,7 +56,10 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--device") != "gpu":
         return
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
-    torch.set_num_threads(len(os.sched_getaffinity(0)))  # 124M weights are drawn and compared on the host
+    gpu, threads = own_share(os.environ, max(torch.cuda.device_count(), 1), len(os.sched_getaffinity(0)))
+    torch.set_num_threads(threads)  # 124M weights are drawn and compared on the host
+    if hasattr(config, "workerinput"):  # the first process's choice would be all the others'
+        os.environ.setdefault("CUDA_VISIBLE_DEVICES", str(gpu))
     jax.config.update("jax_platforms", "cuda,cpu")
     try:
         jax.devices("gpu")

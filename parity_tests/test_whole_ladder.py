@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from parity_tests.whole_ladder import PROCESSES, WORKER, LowestRed, share_out
+from parity_tests.whole_ladder import PROCESSES, WORKER, LowestRed, own_share, share_out
 
 
 def processes(monkeypatch, cores: int, *words: str, device: str = "cpu", asked: int | None = None) -> int | None:
@@ -39,6 +39,15 @@ def test_a_process_that_was_started_starts_no_others(monkeypatch):
 
 def test_the_command_line_decides_where_it_says_a_number(monkeypatch):
     assert processes(monkeypatch, 2, "parity_tests/", asked=0) == 0
+
+
+@pytest.mark.parametrize(("number", "share"), [(0, (0, 6)), (1, (1, 6)), (4, (0, 6))])
+def test_processes_take_the_gpus_in_turn_and_share_the_cores(number, share):
+    assert own_share({WORKER: f"gw{number}", f"{WORKER}_COUNT": "5"}, gpus=2, cores=32) == share
+
+
+def test_a_process_alone_has_the_first_gpu_and_all_cores():
+    assert own_share({}, gpus=2, cores=32) == (0, 32)
 
 
 def said(*red: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+from collections.abc import Mapping
 
 import pytest
 
@@ -28,6 +29,18 @@ def share_out(config: pytest.Config) -> None:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if cores > 1:
         options.numprocesses, options.dist = min(cores, PROCESSES), "loadfile"
+
+
+def own_share(environment: Mapping[str, str], gpus: int, cores: int) -> tuple[int, int]:
+    """Which GPU this process takes, and how many threads: of several processes (`-n`) every one has its share.
+
+    Args:
+      environment: of the process, where pytest-xdist says which of them it is.
+      gpus: of this machine; at least 1.
+      cores: that these processes may use.
+    """
+    number = int(environment.get(WORKER, "gw0").removeprefix("gw"))
+    return number % gpus, max(cores // int(environment.get(f"{WORKER}_COUNT", "1")), 1)
 
 
 def named_tests(config: pytest.Config) -> bool:
