@@ -102,7 +102,7 @@ from pathlib import Path
 from parity_tests.mutants.run import Job, climbed, warm
 warm()
 here = Path.cwd()
-jobs = [Job(name, here / name, ["0"], [], here / "compiled", False) for name in sys.argv[2:]]
+jobs = [Job(name, here / name, ["0"], None, here / "compiled", False) for name in sys.argv[2:]]
 for job, outcome in climbed(jobs, 1, float(sys.argv[1])):
     print(job.name, outcome.ended, outcome.rung, (outcome.test or "").split("::")[-1].split("[")[0])
 """

@@ -1,8 +1,9 @@
 """Mutants climb the ladder: each in a copy of the trainers, in a child of one process that has imported the frameworks.
 
-A child first climbs the rungs that look at its file, in float64, then all that is left of the ladder and of the tests
-beside it, up to the first red test. A test that hangs is red. What XLA compiles for the unchanged copy is found again
-by every mutant; none of them adds to it, for a program that is half written can't be read.
+A child climbs the rungs that look at its file, in float64, up to the first red test. What passes there meets all tests
+of the ladder and those beside it, a child for each file of tests. A test that hangs is red. What XLA compiles for the
+unchanged copy is found again by every mutant; none of them adds to it, for a program that is half written can't be
+read.
 """
 
 import contextlib
@@ -52,8 +53,8 @@ class Job(NamedTuple):
     root: Path
     rungs: list[str]
     """Climbed first, in float64."""
-    files: list[str]
-    """Then all of their tests that are left, in every dtype."""
+    file: str | None
+    """Then all of its tests, in every dtype."""
     cache: Path
     """Of compiled programs."""
     adds: bool
@@ -81,7 +82,7 @@ def unchanged(base: Path, folder: Path, processes: int, patience: float) -> tupl
     if (ended := kept / "red.json").exists():
         return kept, json.loads(ended.read_text(encoding="utf-8"))
     jobs = [
-        Job(file, _copy(base, folder / file), [], [file], folder / f"compiled for {file}", adds=True)
+        Job(file, _copy(base, folder / file), [], file, folder / f"compiled for {file}", adds=True)
         for file in sorted(EVERYTHING, key=lambda file: file not in LONG)
     ]
     kept.mkdir(parents=True, exist_ok=True)
@@ -102,19 +103,50 @@ def climbs(
     """Each mutant of the copy at `base`, and how its climb ended. Copies come and go in `folder`; `control` is what
     `unchanged` said."""
     of = {f"mutant-{i:03}": mutant for i, mutant in enumerate(mutants)}
+    passed: dict[str, tuple[Job, Outcome]] = {}
     jobs = (_job(name, mutant, base, folder, *control) for name, mutant in of.items())
     for job, outcome in climbed(jobs, processes, patience):
-        shutil.rmtree(job.root)
-        yield of[job.name], outcome
+        if outcome.ended == "green":
+            passed[job.name] = job, outcome
+        else:
+            shutil.rmtree(job.root)
+            yield of[job.name], outcome
+    yield from ((of[name], outcome) for name, outcome in _rest(passed, control[1], processes, patience))
 
 
 def _job(name: str, mutant: Mutant, base: Path, folder: Path, cache: Path, red: list[str]) -> Job:
+    """The rungs that look at its file."""
     root = _copy(base, folder / name)
     file = root / mutant.file
     file.write_text(mutant.applied(file.read_text(encoding="utf-8")), encoding="utf-8")
     rungs = [r for r in RUNGS[file.stem] if not {test.split("::")[0] for test in CLIMB[r]} & set(red)]
-    files = sorted(set(EVERYTHING) - set(red), key=lambda name: (name in BESIDE or rung_of(name) not in rungs, name))
-    return Job(name, root, rungs, files, cache, adds=False)
+    return Job(name, root, rungs, None, cache, adds=False)
+
+
+def _rest(
+    passed: dict[str, tuple[Job, Outcome]], red: list[str], processes: int, patience: float
+) -> Iterator[tuple[str, Outcome]]:
+    """What their own rungs let pass meets every other test, a file at a time; the first red one ends it."""
+    ended: dict[str, Outcome] = {}
+    left = {name: set(EVERYTHING) - set(red) for name in passed}
+    seconds = {name: outcome.seconds for name, (_, outcome) in passed.items()}
+
+    def jobs() -> Iterator[Job]:
+        for file in sorted(EVERYTHING, key=lambda file: file not in LONG):
+            for name, (job, _) in passed.items():
+                if name not in ended and file in left[name]:
+                    root = _copy(job.root, job.root.with_name(f"{name} {file}"))
+                    yield job._replace(name=f"{name} {file}", root=root, rungs=[], file=file)
+
+    for job, outcome in climbed(jobs(), processes, patience):
+        shutil.rmtree(job.root)
+        name, file = job.name.split()
+        left[name].discard(file)
+        seconds[name] = round(seconds[name] + outcome.seconds, 1)
+        if name in ended or (outcome.ended == "green" and left[name]):
+            continue
+        ended[name] = outcome._replace(seconds=seconds[name])
+        yield name, ended[name]
 
 
 def _copy(base: Path, to: Path) -> Path:
@@ -187,9 +219,9 @@ def _climb(job: Job) -> int:
     sys.path.insert(0, str(job.root))
     ascent = importlib.import_module("parity_tests.planted.ascent")
     code = ascent.main(_log(job), job.rungs) if job.rungs else 0
-    if code or not job.files:
+    if code or job.file is None:
         return code
-    return importlib.import_module("parity_tests.mutants.remainder").main(_log(job), job.files)
+    return importlib.import_module("parity_tests.mutants.whole_file").main(_log(job), job.file)
 
 
 def _log(job: Job) -> Path:
