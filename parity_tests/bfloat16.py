@@ -40,11 +40,14 @@ def root_mean_square(x: np.ndarray) -> float:
     return float(np.sqrt(np.mean(np.square(np.asarray(x, np.float64)))))
 
 
-def moved_by_an_ulp(G: np.ndarray) -> np.ndarray:
-    """float32 matrices (..., rows, cols) with the largest number of each one bfloat16 unit in the last place larger."""
+def moved_by_an_ulp(G: np.ndarray, rank: int = 0) -> np.ndarray:
+    """float32 matrices (..., rows, cols) with the largest number of each one bfloat16 unit in the last place larger.
+
+    With `rank` the next largest, and so on, in its place.
+    """
     moved = np.asarray(G, np.float32).copy()
     rows = moved.reshape(-1, moved.shape[-2] * moved.shape[-1])
-    at = np.arange(len(rows)), np.abs(rows).argmax(axis=1)
+    at = np.arange(len(rows)), np.abs(rows).argpartition(-1 - rank, axis=1)[:, -1 - rank]
     rows.view(np.uint32)[at] += 1 << 16  # bfloat16 is float32 without its last 16 bits
     return rows.reshape(moved.shape)
 

@@ -23,11 +23,12 @@ from parity_tests.scale import torch_device
 from parity_tests.test_rung_01_newton_schulz import spectrum
 from parity_tests.tolerances import (
     ERROR_RATIO,
-    NEWTON_SCHULZ_BFLOAT16_RMS,
     NEWTON_SCHULZ_BFLOAT16_SPECTRA,
     NEWTON_SCHULZ_BFLOAT16_SUBSPACES,
     NEWTON_SCHULZ_GAUSSIAN,
     NEWTON_SCHULZ_PINNED,
+    NEWTON_SCHULZ_PINNED_RMS,
+    NEWTON_SCHULZ_RMS,
 )
 from torch_ref import muon as torch_muon
 
@@ -39,6 +40,9 @@ KINDS = ("gaussian", "low rank and noise", "power law")
 CASES = [(form, kind) for form in ("square", "wide", "tall") for kind in KINDS] + [("batch", "gaussian")]
 RANK = 4
 """Of the kind that has one: see `spectrum`."""
+
+MOVES = 4
+"""Numbers of a matrix that are moved by an ulp, one at a time."""
 
 by_case = pytest.mark.parametrize(("form", "kind"), CASES)
 by_rounding = pytest.mark.parametrize("rounding", ["free", "pinned"])
@@ -98,8 +102,9 @@ def test_updates_have_the_same_singular_values(device, form, kind, rounding):
 def test_updates_have_the_same_size(device, form, kind, rounding):
     _, found = answers(device, form, kind)
     jaxs, torchs, exact = (root_mean_square(found[each]) for each in (rounding, "torch", "exact"))
-    what = f"rung 1, root mean square, {form}, {kind}, {rounding}"
-    assert_within(abs(jaxs / torchs - 1), NEWTON_SCHULZ_BFLOAT16_RMS[kind], what, abs(torchs / exact - 1))
+    to_exact = abs(torchs / exact - 1)
+    allowed = NEWTON_SCHULZ_PINNED_RMS if rounding == "pinned" else ERROR_RATIO[device] * to_exact + NEWTON_SCHULZ_RMS
+    assert_within(abs(jaxs / torchs - 1), allowed, f"rung 1, root mean square, {form}, {kind}, {rounding}", to_exact)
 
 
 @pytest.mark.at_scale
@@ -127,7 +132,8 @@ def test_leading_subspaces_are_no_further_from_float64_than_torchs(device, form,
 @by_case
 def test_pinned_rounding_is_no_further_from_torch_than_torch_moved_by_an_ulp(device, form, kind):
     G, found = answers(device, form, kind)
-    noise = relative(in_torch(device, moved_by_an_ulp(G)), found["torch"])
+    # Of several, for dividing by the norm may round one of them away.
+    noise = max(relative(in_torch(device, moved_by_an_ulp(G, rank)), found["torch"]) for rank in range(MOVES))
     apart = relative(found["pinned"], found["torch"])
     assert_within(apart, NEWTON_SCHULZ_PINNED[device] * noise, f"rung 1, pinned rounding, {form}, {kind}", oracle=noise)
 

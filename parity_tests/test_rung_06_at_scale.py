@@ -33,6 +33,7 @@ from parity_tests.pair import (
 from parity_tests.scale import as_trained, pair_at_scale, torch_device, weights_at_scale
 from parity_tests.tolerances import (
     ERROR_RATIO,
+    FLOAT32_ERROR_RATIO,
     PINNED_UPDATE_AT_SCALE,
     SECOND_ORDER_AT_SCALE,
     UPDATE_AT_SCALE,
@@ -137,7 +138,8 @@ def test_no_update_by_muon_has_a_larger_error_than_torchs(updated, device, dtype
     exact = updated("torch", MUON, "float64").weights[0]
     got, reference = (hidden(updated(framework, MUON, dtype).weights[0]) for framework in ("jax", "torch"))
     errors = {n: (relative(got[n], exact[n]), relative(reference[n], exact[n])) for n in got}
-    assert_as_exact(errors, f"rung 6, update in {dtype or 'own precision'}", ERROR_RATIO[device])
+    allowed = (FLOAT32_ERROR_RATIO if dtype == "float32" else ERROR_RATIO)[device]
+    assert_as_exact(errors, f"rung 6, update in {dtype or 'own precision'}", allowed)
 
 
 def test_no_update_by_adamw_has_a_larger_error_than_torchs(updated, device):
@@ -145,7 +147,7 @@ def test_no_update_by_adamw_has_a_larger_error_than_torchs(updated, device):
     exact = updated("torch", name, "float64").weights[-1]
     got, reference = (updated(framework, name, "float32").weights[-1] for framework in ("jax", "torch"))
     errors = {n: (relative(got[n], exact[n]), relative(reference[n], exact[n])) for n in got}
-    assert_as_exact(errors, "rung 6, update in float32", ERROR_RATIO[device])
+    assert_as_exact(errors, "rung 6, update in float32", FLOAT32_ERROR_RATIO[device])
 
 
 @pytest.mark.parametrize("rounding", ["free", "pinned"])

@@ -31,7 +31,7 @@ rngs = nnx.Rngs(0)
 G = np.random.default_rng(1).standard_normal((64, 64))
 q = np.random.default_rng(0).standard_normal((2, 8, 4, 16))  # (B, T, H, K)
 q_torch = torch.tensor(q).transpose(1, 2)  # (B, H, T, K)
-mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices("cpu"))
 
 
 def apart(x, y):
