@@ -45,9 +45,9 @@ ERROR_RATIO = {"cpu": 3, "gpu": 1.5}
 bfloat16 oneDNN, PyTorch's library, sums a product in float32 there and JAX doesn't: 1.9. No allowance may hang on which
 CPU it is, so a CPU has twice the GPU's."""
 
-FLOAT32_ERROR_RATIO = {"cpu": 3, "gpu": 5}
-"""The same of an update by Muon in float32, which each library multiplies by its own order of sums. Measured on an H100
-1.65."""
+FLOAT32_ERROR_RATIO = {"cpu": 3, "gpu": 15}
+"""The same of an update by Muon in float32, which each library multiplies by its own order of sums. Measured on an
+H100 1.65 and, in another process, 4.75: XLA chooses kernels by their time. Both are rounding, 1e-5 at most."""
 
 MODULE_ERRORS = 1.5
 """A module's distance from float64 in bfloat16 in JAX, in torch's. Measured 1.25; 1.0 in most."""
@@ -74,11 +74,11 @@ HIDDEN_AT_SCALE = {"cpu": HIDDEN, "gpu": {"float64": 5e-14, "float32": 2e-5}}
 LOGITS_AT_SCALE = {"cpu": LOGITS, "gpu": {"float64": 5e-14, "float32": 2e-5}}
 """Likewise. Measured on an H100 5.3e-15 and 1.9e-6."""
 
-LOSS_AT_SCALE = {"cpu": LOSS, "gpu": {"float64": 1e-13, "float32": 1e-6}}
-"""Likewise. Measured on an H100 in float32 8.6e-8."""
+LOSS_AT_SCALE = {"cpu": LOSS, "gpu": {"float64": 5e-15, "float32": 2e-6}}
+"""Likewise. Measured on an H100 3.2e-16 and 1.8e-7."""
 
-GRADIENTS_AT_SCALE = {"cpu": GRADIENTS, "gpu": {"float64": 1e-12, "float32": 4e-5}}
-"""Likewise. Measured on an H100 in float32 3.8e-6."""
+GRADIENTS_AT_SCALE = {"cpu": GRADIENTS, "gpu": {"float64": 1e-13, "float32": 5e-5}}
+"""Likewise. Measured on an H100 9.4e-15 and 4.9e-6."""
 
 UPDATE = {"float64": 1e-13, "float32": 1e-6}
 """Weights and moments after three updates; in float64 the change of the weights alone too. Measured 1.0e-14, 6.8e-8."""
@@ -97,9 +97,9 @@ PINNED_UPDATE_AT_SCALE = 3
 """Its distance from PyTorch's in what an ulp of one number of each gradient moves PyTorch's by. Measured on a CPU
 0.36; of single matrices of 768 x 768, from 0.9 (Gaussian) to 2.2 (power-law spectra)."""
 
-SECOND_ORDER_AT_SCALE = {"cpu": (8e-5, 6e-6), "gpu": (8e-4, 1e-4)}
+SECOND_ORDER_AT_SCALE = {"cpu": (8e-5, 6e-6), "gpu": (8e-4, 2e-5)}
 """float32, SOAP's and Shampoo's weights, and their moments and matrices, after three updates. Measured on a CPU 8.6e-6,
-SOAP's for the reason of `SECOND_ORDER_CHANGE`, and 6.0e-7."""
+SOAP's for the reason of `SECOND_ORDER_CHANGE`, and 6.0e-7; the latter on an H100 1.8e-6."""
 
 REPLAY_AT_SCALE = {
     "cpu": {"muon": (3e-6, 3e-4), "adamw": (3e-6, 1e-3)},
