@@ -11,6 +11,7 @@ import tyro
 from jaxgpt.commands import parse
 from jaxgpt.embedded import sample
 from jaxgpt.errors import BadInput
+from jaxgpt.files import check_name
 from jaxgpt.recipes import DataConfig, DType, ModelConfig, OptimizerConfig, Recipe, ScheduleConfig, named
 
 
@@ -86,6 +87,8 @@ def recipe_and_flags(argv: list[str], prog: str, default_recipe: str) -> tuple[R
     if flags.stop_at is not None and flags.stop_at < 1:
         raise BadInput(f"--stop-at {flags.stop_at}: give a whole number of at least 1")
     check_seed(flags.seed)
+    if flags.run is not None:
+        check_name(flags.run, "--run")
     recipe = dataclasses.replace(base, model=read.model, optimizer=read.optimizer, schedule=schedule, data=data)
     return recipe, flags, overrides(base, recipe)
 
