@@ -110,6 +110,13 @@ def test_any_config_of_a_run_is_taken_or_refused_in_one_line(config):
     targets.config(json.dumps(config).encode())
 
 
+@pytest.mark.slow
+@deterministic(3000)
+@given(changed(seeds.config()))
+def test_any_config_of_a_run_is_taken_or_refused_in_one_line_however_long_one_tries(config):
+    targets.config(json.dumps(config).encode())
+
+
 @deterministic(100)
 @given(st.lists(changed(dict.fromkeys(["step", "tokens", "train_loss", "val_loss", "train_time_s"], 1)), max_size=4))
 def test_any_lines_of_metrics_are_taken_or_refused_in_one_line(lines):

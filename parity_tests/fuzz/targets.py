@@ -139,7 +139,8 @@ def text(content: bytes) -> bool:
     def read() -> None:
         pieces = list(corpus._pieces([path], "", block=16))
         assert "".join(piece for *_, piece in pieces) == content.decode("utf-8-sig")
-        corpus._pieces([path], "\n\n", block=16)
+        apart = [piece for *_, piece in corpus._pieces([path], "\n\n", block=16)]
+        assert "".join(apart) == content.decode("utf-8-sig").replace("\n\n", "")
 
     return taken(read)
 
