@@ -97,7 +97,7 @@ def test_any_bytes_are_taken_or_refused_in_one_line(name, content):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
-@settings(deadline=None, max_examples=3000, database=None, derandomize=True)
+@settings(deadline=None, max_examples=1000, database=None, derandomize=True)
 @given(data=st.data())
 def test_damaged_file_is_taken_or_refused_in_one_line_however_long_one_tries(name, data):
     target = targets.TARGETS[name]
@@ -111,7 +111,7 @@ def test_any_config_of_a_run_is_taken_or_refused_in_one_line(config):
 
 
 @pytest.mark.slow
-@deterministic(3000)
+@deterministic(1000)
 @given(changed(seeds.config()))
 def test_any_config_of_a_run_is_taken_or_refused_in_one_line_however_long_one_tries(config):
     targets.config(json.dumps(config).encode())
