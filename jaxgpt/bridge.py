@@ -24,10 +24,11 @@ from safetensors.numpy import save_file
 
 from jaxgpt.commands import parse
 from jaxgpt.errors import BadInput, exit_codes
+from jaxgpt.files import check_name, check_ordinary
 from jaxgpt.flags import check_seed
 from jaxgpt.model import GPT
 from jaxgpt.recipes import ModelConfig, Recipe, named
-from jaxgpt.statefile import check_moments, checked_header, moment_shapes
+from jaxgpt.statefile import DTYPES, check_moments, checked_header, moment_shapes
 from jaxgpt.tokens import Position
 
 Params = dict
@@ -135,6 +136,7 @@ def load_state(path: str | Path, recipe: Recipe, dtype: str = "float32", embeddi
     wanted = recipe.model.shapes
     dtypes = {"wte.weight": jnp.dtype(embedding or dtype)}
     try:
+        check_ordinary(path)
         with safe_open(path, framework="numpy") as file:
             found = {name.removeprefix("model."): name for name in file.keys() if name.startswith("model.")}  # noqa: SIM118
             for name, shape in wanted.items():
@@ -143,6 +145,11 @@ def load_state(path: str | Path, recipe: Recipe, dtype: str = "float32", embeddi
                     raise BadInput(
                         f"--init-from {path}: {name} is {has or 'missing'} there and {shape} in {recipe.name}; give "
                         "the recipe and overrides that the file was written with"
+                    )
+                if (dtype_there := file.get_slice(found[name]).get_dtype()) not in DTYPES:
+                    raise BadInput(
+                        f"--init-from {path}: {name} is {dtype_there} there, not F32 or F64: give a file of either "
+                        "trainer"
                     )
             if extra := sorted(found.keys() - wanted.keys()):
                 raise BadInput(
@@ -193,7 +200,8 @@ def main(argv: list[str] | None = None) -> None:
     flags = parse(InitialWeights, sys.argv[1:] if argv is None else argv, "python -m jaxgpt.bridge")
     recipe = named(flags.recipe)
     check_seed(flags.seed)
-    if flags.out.exists():
+    check_name(flags.out, "--out")
+    if flags.out.exists() or flags.out.is_symlink():
         raise BadInput(f"--out {flags.out} exists already and is left as it is: give another name")
     params = nnx.to_pure_dict(nnx.split(GPT(recipe.model, rngs=nnx.Rngs(flags.seed)))[1])
     try:

@@ -10,7 +10,22 @@ from typing import Literal
 
 from jaxgpt.errors import BadInput
 
+_LARGEST_COUNT = 2**31 - 1
+"""Of steps and sequences: they are counted in int32."""
+_LARGEST_MODEL = {"vocab": 2**24, "token_ids": 2**24, "layers": 2**12, "heads": 2**12, "width": 2**18}
+_LARGEST_MODEL |= {"mlp_ratio": 2**8, "context": _LARGEST_COUNT}
+"""Far beyond any model of this kind, and small enough to name every weight."""
+_MOST_PARAMETERS = 2**40
+
 DType = Literal["bfloat16", "float32", "float64"]
+
+
+def _check_counts(part: str, config: object, largest: dict[str, int]) -> None:
+    """`BadInput` where a field of `largest` is set to less than 1 or to more than that."""
+    for name, most in largest.items():
+        value = getattr(config, name)
+        if value is not None and not 1 <= value <= most:
+            raise BadInput(f"{part}.{name} is {value}: give a whole number of at least 1 and at most {most}")
 
 
 @dataclass(frozen=True)
@@ -74,9 +89,7 @@ class ModelConfig:
     """The scripts validated outside autocast, in float32, until 2024-10-12; under autocast from 2024-10-14."""
 
     def __post_init__(self):
-        for name in ("vocab", "token_ids", "layers", "heads", "width", "mlp_ratio", "context"):
-            if getattr(self, name) < 1:
-                raise BadInput(f"model.{name} is {getattr(self, name)}: give a whole number of at least 1")
+        _check_counts("model", self, _LARGEST_MODEL)
         if self.positions == "rotary" and (self.width % self.heads or self.head_width % 2):
             raise BadInput(
                 f"model.width {self.width} over model.heads {self.heads} is no even head width: rotary embeddings turn "
@@ -109,6 +122,8 @@ class ModelConfig:
                 "model.initial normal_zero_projections starts the head at zero, and a tied one is the embedding: give "
                 "model.head untied, or other initial weights"
             )
+        if self.parameters > _MOST_PARAMETERS:
+            raise BadInput(f"model.width {self.width} makes {self.parameters} parameters: give at most 2**40 of them")
 
     @property
     def head_width(self) -> int:
@@ -217,10 +232,11 @@ class OptimizerConfig:
         for name, value in ((name, value) for name, values in decays.items() for value in values):
             if not 0 <= value < 1:
                 raise BadInput(f"optimizer.{name} holds {value}: give a number from 0 up to, not including, 1")
-        if self.newton_schulz_steps < 0:
-            raise BadInput(f"optimizer.newton_schulz_steps is {self.newton_schulz_steps}: give 0 or more")
-        if self.precondition_every < 1:
-            raise BadInput(f"optimizer.precondition_every is {self.precondition_every}: give 1 or more")
+        if not all(map(math.isfinite, self.newton_schulz_coefficients)):
+            raise BadInput(f"optimizer.newton_schulz_coefficients is {self.newton_schulz_coefficients}: give numbers")
+        if not 0 <= self.newton_schulz_steps <= 1000:
+            raise BadInput(f"optimizer.newton_schulz_steps is {self.newton_schulz_steps}: give 0 or more, up to 1000")
+        _check_counts("optimizer", self, {"precondition_every": _LARGEST_COUNT})
         if self.kind != "muon" and (self.distributed or self.orthogonalise == "svd"):
             field = "distributed" if self.distributed else "orthogonalise svd"
             raise BadInput(f"optimizer.{field} is Muon's, and optimizer.kind is {self.kind}: give one of the two")
@@ -237,8 +253,7 @@ class ScheduleConfig:
     """(steps - s)/warmdown, or half a cosine from 1 at the fall's first step towards 0."""
 
     def __post_init__(self):
-        if self.steps < 1:
-            raise BadInput(f"schedule.steps is {self.steps}: give a whole number of at least 1")
+        _check_counts("schedule", self, {"steps": _LARGEST_COUNT})
         if self.warmup < 0 or self.warmdown < 0 or self.warmup + self.warmdown > self.steps:
             raise BadInput(
                 f"schedule.warmup {self.warmup} and schedule.warmdown {self.warmdown} don't fit into {self.steps} "
@@ -247,8 +262,8 @@ class ScheduleConfig:
 
     def scaled(self, steps: int) -> "ScheduleConfig":
         """The same shape over `steps` updates, warm-up and warm-down rounded to whole steps."""
-        if steps < 1:
-            raise BadInput(f"--steps {steps}: give a whole number of at least 1")
+        if not 1 <= steps <= _LARGEST_COUNT:
+            raise BadInput(f"--steps {steps}: give a whole number of at least 1 and at most {_LARGEST_COUNT}")
         ratio = steps / self.steps
         warmup = round(self.warmup * ratio)
         if self.warmup + self.warmdown == self.steps:
@@ -273,9 +288,8 @@ class DataConfig:
     """The same in the last tenth of the run, where it differs."""
 
     def __post_init__(self):
-        for name in ("sequences", "micro_batch", "val_tokens", "val_every", "val_every_at_end"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise BadInput(f"data.{name} is {getattr(self, name)}: give a whole number of at least 1")
+        counts = ("sequences", "micro_batch", "val_tokens", "val_every", "val_every_at_end")
+        _check_counts("data", self, dict.fromkeys(counts, _LARGEST_COUNT))
 
 
 @dataclass(frozen=True)

@@ -71,9 +71,10 @@ class Text:
             raise BadInput("text needs FILES: python -m jaxgpt.corpus text FILES... --out DIR")
         if self.val_every < 2:
             raise BadInput(f"--val-every {self.val_every}: give 2 or more, so that documents are left to train on")
+        largest = {"--shard-tokens": 2**31 - 1, "--workers": 1024}  # a shard's header counts in int32
         for flag, value in (("--shard-tokens", self.shard_tokens), ("--workers", self.workers)):
-            if value < 1:
-                raise BadInput(f"{flag} {value}: give 1 or more")
+            if not 1 <= value <= largest[flag]:
+                raise BadInput(f"{flag} {value}: give 1 or more, up to {largest[flag]}")
         if not self.name or Path(self.name).name != self.name:
             raise BadInput(f"--name {self.name!r}: give the first part of the shards' names, and their folder as --out")
 

@@ -11,6 +11,7 @@ import tyro
 from jaxgpt.commands import parse
 from jaxgpt.embedded import sample
 from jaxgpt.errors import BadInput
+from jaxgpt.files import check_name
 from jaxgpt.recipes import DataConfig, DType, ModelConfig, OptimizerConfig, Recipe, ScheduleConfig, named
 
 
@@ -86,6 +87,7 @@ def recipe_and_flags(argv: list[str], prog: str, default_recipe: str) -> tuple[R
     if flags.stop_at is not None and flags.stop_at < 1:
         raise BadInput(f"--stop-at {flags.stop_at}: give a whole number of at least 1")
     check_seed(flags.seed)
+    _check_where(flags)
     recipe = dataclasses.replace(base, model=read.model, optimizer=read.optimizer, schedule=schedule, data=data)
     return recipe, flags, overrides(base, recipe)
 
@@ -94,6 +96,18 @@ def check_seed(seed: int) -> None:
     """`BadInput` for a seed that one of the frameworks would refuse, or (JAX, from 2**32 on) take for another."""
     if not 0 <= seed < 2**32:
         raise BadInput(f"--seed {seed}: give a whole number from 0 up to, not including, 2**32")
+
+
+_MOST_DEVICES = 1024
+"""More than there are sequences in a step of any published run; 8192 virtual CPU devices end the process."""
+
+
+def _check_where(flags: Flags) -> None:
+    """`BadInput` for devices that no machine has, and for a folder that can't be."""
+    if flags.mesh is not None and flags.mesh > _MOST_DEVICES:
+        raise BadInput(f"--mesh {flags.mesh}: give at most {_MOST_DEVICES}")
+    if flags.run is not None:
+        check_name(flags.run, "--run")
 
 
 def overrides(base: Recipe, recipe: Recipe) -> dict[str, object]:

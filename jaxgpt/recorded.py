@@ -95,7 +95,7 @@ def _fitted(kind: Any, value: object, where: str) -> Any:
         if not isinstance(value, list | tuple) or len(value) != len(arguments):
             raise _misfit(where, value, f"a list of {len(arguments)} numbers")
         return tuple(_fitted(each, part, where) for each, part in zip(arguments, value, strict=True))
-    if kind is float and type(value) is int:
+    if kind is float and type(value) is int and abs(value) < 2**53:
         return float(value)
     if type(value) is not kind:
         raise _misfit(
@@ -129,5 +129,8 @@ def _key(name: str) -> str:
 
 def _short(value: object) -> str:
     """`value` as at most 60 printable characters."""
-    text = "missing" if value is None else repr(value)
+    try:
+        text = "missing" if value is None else repr(value)
+    except RecursionError:
+        text = "something nested too deep"
     return text if len(text) <= 60 else text[:57] + "..."

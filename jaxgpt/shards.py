@@ -11,7 +11,6 @@ import glob
 import hashlib
 import os
 import secrets
-import stat
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from jaxgpt.errors import BadInput
+from jaxgpt.files import check_ordinary
 
 MAGIC = 20240520  # llm.c, dev/data/data_common.py
 VERSION = 1
@@ -72,8 +72,9 @@ def write_shard(path: str | Path, tokens: ArrayLike) -> None:
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise BadInput(f"{path} can't be written: {error.strerror}; choose a folder with room to write in") from error
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or "no file can have that name"
+        raise BadInput(f"{path} can't be written: {why}; choose a folder with room to write in") from error
 
 
 class ShardWriter:
@@ -125,13 +126,12 @@ class ShardWriter:
 def opened(path: Path) -> Iterator[BinaryIO]:
     """An ordinary file, open for reading bytes. Raises `BadInput` where it can't be read, then or later."""
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for ever
-            raise BadInput(
-                f"{path} is {'a folder' if path.is_dir() else 'not an ordinary file'}; name the files in one"
-            )
+        check_ordinary(path)
         with open(path, "rb") as file:
             yield file
     except OSError as error:
+        if error.errno is None:
+            raise BadInput(f"{path} {error}; name the files in one") from None
         raise BadInput(f"{path} can't be read: {error.strerror}; mend its path or its mode") from error
 
 
@@ -159,7 +159,10 @@ def inspect_shards(pattern: str, flag: str, vocab: int) -> list[Shard]:
 
 
 def _expand(pattern: str, flag: str) -> list[Path]:
-    pattern = os.path.expanduser(pattern)  # a quoted glob reaches us with its ~
+    try:
+        pattern = os.path.expanduser(pattern)  # a quoted glob reaches us with its ~
+    except ValueError:  # a NUL, or half of a surrogate pair: no user has that name
+        raise BadInput(f"{flag} {pattern}: no file can have that name; mend its path") from None
     # A name that exists is taken literally, even with [brackets] in it.
     paths = [Path(pattern)] if os.path.exists(pattern) else sorted(map(Path, glob.glob(pattern)))
     if paths:
@@ -171,7 +174,7 @@ def _expand(pattern: str, flag: str) -> list[Path]:
         raise BadInput(
             f"{flag} {pattern}: the folder {folder} can't be read: {error.strerror}; mend its mode"
         ) from error
-    except OSError:
+    except (OSError, ValueError):
         pass
     make = "python -m jaxgpt.corpus fineweb (or sample, or text FILES)"
     raise BadInput(f"{flag} {pattern}: no file matches; make shards with {make}, or quote the glob and mend its path")

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from safetensors import SafetensorError, safe_open
 
 from jaxgpt.errors import BadInput
+from jaxgpt.files import check_ordinary
 from jaxgpt.recipes import Recipe
 
 _ADAM = ("exp_avg", "exp_avg_sq")
@@ -24,6 +25,10 @@ _SLOTS = {
     "shampoo": (*_ADAM, "GG.0", "GG.1", "roots.0", "roots.1"),
 }
 """An optimiser's kind -> what it keeps of a weight; a number is the axis of the weight whose side it is."""
+
+
+DTYPES = ("F32", "F64")
+"""Of the tensors that either trainer writes, as safetensors calls them."""
 
 
 class Header(NamedTuple):
@@ -74,6 +79,7 @@ def checked_header(path: str | Path, recipe: Recipe) -> Header:
         or no step of the recipe's schedule.
     """
     try:
+        check_ordinary(path)
         with safe_open(path, framework="numpy") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             shapes = {name: tuple(each.get_shape()) for name, each in slices.items()}
@@ -93,7 +99,7 @@ def checked_header(path: str | Path, recipe: Recipe) -> Header:
                 f"{path}: {name} is {shapes.get(name, 'missing')} there and {shape} in {recipe.name}; give the recipe "
                 "and overrides that the file was written with"
             )
-        if dtypes[name] not in ("F32", "F64"):
+        if dtypes[name] not in DTYPES:
             raise BadInput(f"{path}: {name} is {dtypes[name]} there, not F32 or F64: give a file of either trainer")
     if extra := sorted(shapes.keys() - wanted.keys()):
         raise BadInput(f"{path}: {recipe.name} has no {extra[0]}; give the recipe and overrides of the file")

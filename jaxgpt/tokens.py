@@ -5,6 +5,7 @@ current shard. A shard is left when it holds fewer than that; after the last sha
 depend neither on how many devices there are nor on accumulation.
 """
 
+import mmap
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -42,7 +43,7 @@ class Tokens:
     """
 
     def __init__(self, paths: list[Path], sequences: int, context: int):
-        self.shards = [np.memmap(path, dtype="<u2", mode="r", offset=HEADER_BYTES) for path in paths]
+        self.shards = [_mapped(path) for path in paths]
         self.paths, self.sequences, self.context = paths, sequences, context
         for path, shard in zip(paths, self.shards, strict=True):
             if len(shard) < sequences * context + 1:
@@ -61,6 +62,7 @@ class Tokens:
 
     def read(self, position: Position, rows: slice = slice(None)) -> tuple[np.ndarray, np.ndarray]:
         """The step's inputs and targets, int32, (sequences, T) each, or the `rows` of them that a process needs."""
+        _check_whole(self.paths[position.shard], self.shards[position.shard])
         first, last, _ = rows.indices(self.sequences)
         start = position.offset + first * self.context
         window = np.asarray(self.shards[position.shard][start : start + (last - first) * self.context + 1], np.int32)
@@ -76,7 +78,7 @@ def validation_sequences(path: Path, tokens: int, context: int) -> tuple[np.ndar
     if tokens % context:
         fits = max(tokens // context, 1) * context
         raise BadInput(f"--val-tokens {tokens} is not a multiple of the context {context}: give {fits}")
-    shard = np.memmap(path, dtype="<u2", mode="r", offset=HEADER_BYTES)
+    shard = _mapped(path)
     if len(shard) < tokens + 1:
         fits = (len(shard) - 1) // context * context
         mend = f"give {fits}" if fits else "give a longer shard"
@@ -103,3 +105,23 @@ def ahead(iterator: Iterator[T], depth: int = 2) -> Generator[T, None, None]:
             item = making.popleft().result()
             making.append(thread.submit(next, iterator))
             yield item
+
+
+def _mapped(path: Path) -> np.ndarray:
+    try:
+        return np.memmap(path, dtype="<u2", mode="r", offset=HEADER_BYTES)
+    except (OSError, ValueError):
+        raise _changed(path) from None
+
+
+def _check_whole(path: Path, shard: np.ndarray) -> None:
+    """Pages of a file that was cut short since it was mapped are no memory: reading them would end the process."""
+    file = shard.base
+    if isinstance(file, mmap.mmap) and file.size() < HEADER_BYTES + shard.nbytes:
+        raise _changed(path)
+
+
+def _changed(path: Path) -> BadInput:
+    return BadInput(
+        f"{path} changed after it was checked: let nothing write to shards that a run reads, start it again"
+    )

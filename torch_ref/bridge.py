@@ -16,8 +16,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from jaxgpt.errors import BadInput
+from jaxgpt.files import check_ordinary
 from jaxgpt.recipes import DType, Recipe
-from jaxgpt.statefile import check_moments, checked_header, moment_shapes
+from jaxgpt.statefile import DTYPES, check_moments, checked_header, moment_shapes
 from torch_ref.tokens import Position
 
 
@@ -77,6 +78,7 @@ def load_state(
     wanted = recipe.model.shapes
     dtypes = {"wte.weight": embedding or dtype}
     try:
+        check_ordinary(path)
         with safe_open(path, framework="pt") as file:
             found = {name.removeprefix("model."): name for name in file.keys() if name.startswith("model.")}  # noqa: SIM118
             for name, shape in wanted.items():
@@ -85,6 +87,11 @@ def load_state(
                     raise BadInput(
                         f"--init-from {path}: {name} is {has or 'missing'} there and {shape} in {recipe.name}; give "
                         "the recipe and overrides that the file was written with"
+                    )
+                if (dtype_there := file.get_slice(found[name]).get_dtype()) not in DTYPES:
+                    raise BadInput(
+                        f"--init-from {path}: {name} is {dtype_there} there, not F32 or F64: give a file of either "
+                        "trainer"
                     )
             if extra := sorted(found.keys() - wanted.keys()):
                 raise BadInput(

@@ -5,6 +5,7 @@ tokens, and one more for the last target, of the current shard. A shard is left 
 last shard comes the first. So a step's tokens depend neither on how many processes there are nor on accumulation.
 """
 
+import mmap
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -68,6 +69,7 @@ class Tokens:
         self, position: Position, rows: slice = slice(None)
     ) -> tuple[Int[Tensor, "rows T"], Int[Tensor, "rows T"]]:
         """The step's inputs and targets, int64, or the `rows` of its sequences that a process needs."""
+        _check_whole(self.paths[position.shard], self.shards[position.shard])
         first, last, _ = rows.indices(self.sequences)
         start = position.offset + first * self.context
         return _sequences(self.shards[position.shard], start, last - first, self.context)
@@ -113,7 +115,23 @@ def ahead(iterator: Iterator[Batch], depth: int = 2) -> Generator[Batch, None, N
 
 
 def _mapped(path: Path) -> np.ndarray:
-    return np.memmap(path, dtype="<u2", mode="r", offset=HEADER * 4)
+    try:
+        return np.memmap(path, dtype="<u2", mode="r", offset=HEADER * 4)
+    except (OSError, ValueError):
+        raise _changed(path) from None
+
+
+def _check_whole(path: Path, shard: np.ndarray) -> None:
+    """Pages of a file that was cut short since it was mapped are no memory: reading them would end the process."""
+    file = shard.base
+    if isinstance(file, mmap.mmap) and file.size() < HEADER * 4 + shard.nbytes:
+        raise _changed(path)
+
+
+def _changed(path: Path) -> BadInput:
+    return BadInput(
+        f"{path} changed after it was checked: let nothing write to shards that a run reads, start it again"
+    )
 
 
 def _sequences(shard: np.ndarray, start: int, sequences: int, context: int) -> tuple[Tensor, Tensor]:

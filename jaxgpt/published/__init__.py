@@ -8,6 +8,8 @@ the name); `llmc-2024-10-13` is the run of llm.c (github.com/karpathy/llm.c) tha
 """
 
 import csv
+import math
+from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from importlib import resources
 from statistics import fmean
@@ -54,10 +56,25 @@ def runs(name: str) -> list[list[Point]]:
         )
     by_seed: dict[int, list[Point]] = {}
     with resources.files(__name__).joinpath(files[name]).open(encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            point = Point(int(row["step"]), int(row["tokens"]), float(row["val_loss"]))
-            by_seed.setdefault(int(row.get("seed", 0)), []).append(point)
+        for seed, point in read(file, files[name]):
+            by_seed.setdefault(seed, []).append(point)
     return [by_seed[seed] for seed in sorted(by_seed)]
+
+
+def read(lines: Iterable[str], where: str) -> Iterator[tuple[int, Point]]:
+    """The seed (0 where there is no such column) and the point of each row of such a file.
+
+    Raises:
+      BadInput: a column is missing, or a number isn't one or isn't finite; `where`, the file, is named.
+    """
+    try:
+        for row in csv.DictReader(lines):
+            point = Point(int(row["step"]), int(row["tokens"]), float(row["val_loss"]))
+            if not math.isfinite(point.val_loss):
+                raise ValueError(f"val_loss is {point.val_loss}")
+            yield int(row.get("seed", 0)), point
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
+        raise BadInput(f"{where}: no published curve ({error}); install jaxgpt again") from None
 
 
 def _files() -> dict[str, str]:
