@@ -149,7 +149,7 @@ class Checkpoints:
                 prune(self.folder, self.keep, self._scores)
 
     def _failed(self, error: Exception) -> None:
-        step, why = self._saving, " ".join(str(error).split())
+        step, why = self._saving, (isinstance(error, OSError) and error.strerror) or " ".join(str(error).split())
         last = f"the last one is of step {self.saved}" if self.saved else "there is none yet"
         if self._writes:
             print(

@@ -45,7 +45,7 @@ def stopped(signal: int, step: int, saved: int | None, folder: Path) -> Stopped:
     return Stopped(f"stopped after {step} steps; --run {folder} --resume goes on from {start}", signal)
 
 
-def not_finite(step: int, loss: float, grad_norm: float, path: Path, offset: int, tensor: str | None) -> NotFinite:
+def not_finite(step: int, loss: float, grad_norm: float, path: Path, offset: int, norms: dict[str, float]) -> NotFinite:
     """The exception of a step whose loss or gradient is NaN or infinite.
 
     Args:
@@ -54,12 +54,16 @@ def not_finite(step: int, loss: float, grad_norm: float, path: Path, offset: int
       grad_norm: of the whole gradient.
       path: the shard of its tokens.
       offset: how many of the shard's tokens come before them.
-      tensor: the name of the first weight whose gradient isn't finite, with its norm; None where each one is.
+      norms: each weight's name -> the norm of its gradient, in the model's order.
     """
     name, value = ("grad_norm", grad_norm) if math.isfinite(loss) else ("train_loss", loss)
-    first = f"the first gradient that isn't finite is of {tensor}" if tensor else "each gradient is finite by itself"
+    broken = [each for each, norm in norms.items() if not math.isfinite(norm)]
+    where = "each gradient is finite by itself"
+    if broken:
+        first = f"the first gradient that isn't finite is of {broken[0]} (norm {norms[broken[0]]})"
+        where = f"{first}, the last of {broken[-1]}, {len(broken)} of {len(norms)}"
     return NotFinite(
-        f"{name} of step {step} is {value}: its tokens start at {offset} of {path}; {first}; lower --optimizer.lr, "
+        f"{name} of step {step} is {value}: its tokens start at {offset} of {path}; {where}; lower --optimizer.lr, "
         "look at that shard, or go on from the last checkpoint with --resume --on-nonfinite skip"
     )
 

@@ -35,11 +35,8 @@ def if_finite(is_finite: Bool[Array, ""], updated: Any, state: Any) -> Any:
     return jax.tree.map(choose, updated, state, is_leaf=is_counter)
 
 
-def first_not_finite(norms: Any, config: ModelConfig) -> str | None:
-    """The name in torch of the first tensor, in the model's order, whose norm is NaN or infinite, and that norm."""
+def named_norms(norms: Any, config: ModelConfig) -> dict[str, float]:
+    """What `norms` gave, on the host, by torch's names in the model's order; the least finite of a fused weight's."""
     named = to_torch(jax.device_get(norms), config, transpose=False)
-    for name in config.shapes:
-        worst = np.asarray(named[name]).reshape(-1)
-        if not np.isfinite(worst).all():
-            return f"{name} (norm {worst[~np.isfinite(worst)][0]})"
-    return None
+    values = {name: np.asarray(named[name], np.float64).reshape(-1) for name in config.shapes}
+    return {name: float(each[np.argmin(np.isfinite(each))]) for name, each in values.items()}

@@ -25,7 +25,7 @@ from jaxtyping import Array, Float, Int
 from jaxgpt import bridge, mesh, tokens
 from jaxgpt.checkpoint import Checkpoints
 from jaxgpt.errors import BadInput, NotFinite, NotWritten, exit_codes, not_finite, stopped
-from jaxgpt.finite import first_not_finite, if_finite, norms
+from jaxgpt.finite import if_finite, named_norms, norms
 from jaxgpt.flags import default_recipe, embedded_notice, recipe_and_flags, shard_patterns
 from jaxgpt.interrupt import Interrupt, interruptible
 from jaxgpt.loss import cross_entropy
@@ -286,8 +286,8 @@ def run(argv: list[str], interrupt: Interrupt) -> None:
         pending = None
         loss, norm, lr = (float(metrics[name]) for name in ("train_loss", "grad_norm", "lr"))
         if flags.on_nonfinite == "stop" and not (math.isfinite(loss) and math.isfinite(norm)):
-            tensor = first_not_finite(metrics["norms"], config)
-            raise not_finite(done, loss, norm, stream.paths[at.shard], at.offset, tensor)
+            by_weight = named_norms(metrics["norms"], config)
+            raise not_finite(done, loss, norm, stream.paths[at.shard], at.offset, by_weight)
         log.train(done, loss, norm, lr, mesh.peak_bytes(devices))
 
     log.start()

@@ -166,12 +166,6 @@ def make_step(recipe: Recipe, precision: Precision, devices: Mesh, micro_batch: 
     return Step(init, start, gradients, update, step, evaluate)
 
 
-def first_not_finite(norms: dict[str, Tensor]) -> str | None:
-    """The first weight whose gradient's norm is NaN or infinite, and that norm."""
-    values = {name: norm.item() for name, norm in norms.items()}
-    return next((f"{name} (norm {value})" for name, value in values.items() if not math.isfinite(value)), None)
-
-
 def _fast(loss: nn.Module, devices: Mesh) -> nn.Module:
     """The same module, compiled on a GPU, and averaging its gradients over the processes where there are several."""
     if devices.device.type == "cuda":
@@ -302,8 +296,8 @@ def run(argv: list[str], interrupt: Interrupt) -> None:
         pending = None
         loss, norm = fetched()
         if flags.on_nonfinite == "stop" and not (math.isfinite(loss) and math.isfinite(norm)):
-            tensor = first_not_finite(metrics["norms"])
-            raise not_finite(done, loss, norm, stream.paths[at.shard], at.offset, tensor)
+            by_weight = {name: each.item() for name, each in metrics["norms"].items()}
+            raise not_finite(done, loss, norm, stream.paths[at.shard], at.offset, by_weight)
         log.train(done, loss, norm, metrics["lr"], mesh.peak_bytes(devices))
 
     log.start()
