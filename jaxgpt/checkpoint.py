@@ -12,10 +12,12 @@ damaged; which ones stay is decided by `jaxgpt.saved`, for both trainers alike.
 
 import contextlib
 import functools
+import gc
 import json
 import logging
 import shutil
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -93,14 +95,13 @@ class Checkpoints:
         facts = sealed(progress, self.run, arrays={name: int(each) for name, each in prints.items()})
         self._scores[progress.step], self._saving = progress.score, progress.step
         try:
-            self.folder.mkdir(exist_ok=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
             needs, free = sum(a.nbytes for a in arrays.values()), shutil.disk_usage(self.folder).free
             if needs > free and jax.process_count() == 1:  # several processes have to take the same way
                 raise OSError(0, f"it takes up to {needs:,} bytes and {free:,} are free")
             if self._orbax is None:
                 _quieten_orbax()
-                finished = ocp.options.AsyncOptions(post_finalization_callback=self._finished)
-                self._orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(), async_options=finished)
+                self._orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
             items = {"state": ocp.args.PyTreeSave(arrays), "facts": ocp.args.JsonSave(facts)}
             self._orbax.save(self.folder / str(progress.step), args=ocp.args.Composite(**items))
         except Exception as error:
@@ -110,8 +111,9 @@ class Checkpoints:
     def wait(self) -> bool:
         """Wait until what is being saved is on disk. Returns whether the last save got there."""
         try:
-            if self._orbax is not None:
+            if self._orbax is not None and self._saving is not None:
                 self._orbax.wait_until_finished()
+                self._finished()
         except Exception as error:
             self._failed(error)
         return self._saving is None
@@ -127,7 +129,10 @@ class Checkpoints:
           BadInput: none of those that are there can be used.
         """
         _quieten_orbax()
-        found, damaged = newest(self.folder, lambda path: _read(path, like, self.run))
+        with warnings.catch_warnings(action="ignore"):  # of coroutines that a failed restore leaves unawaited
+            found, damaged = newest(self.folder, lambda path: _read(path, like, self.run))
+            if damaged:
+                gc.collect()
         if jax.process_count() > 1:
             from jax.experimental.multihost_utils import sync_global_devices
 
@@ -139,7 +144,7 @@ class Checkpoints:
         return found
 
     def _finished(self) -> None:
-        """In Orbax's thread, when a checkpoint has its name."""
+        """When a checkpoint has its name. Orbax's callback for this comes before that."""
         self.saved, self._saving = self._saving, None
         if self._writes:
             for step in steps_in(self.folder):
@@ -207,7 +212,8 @@ def _score(path: Path) -> float | None:
 @functools.cache
 def _quieten_orbax() -> None:
     """Leave it to us to say, in one line, what went wrong: Orbax logs a traceback for each of its threads."""
-    logging.getLogger("absl").setLevel(logging.CRITICAL + 1)
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     before: Callable[[Any], Any] = sys.unraisablehook
 
     def hook(unraisable: Any) -> None:
