@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,15 +15,17 @@ from jaxgpt.shards import write_shard
 from parity_tests.kills import rows
 from parity_tests.programs import TRAINERS, config, data_in, metrics
 
+ONE = ["torch_ref.train", pytest.param("jaxgpt.train", marks=pytest.mark.slow)]
+"""Where both trainers go through the same lines, the quicker one runs by default."""
 SMALL = "--model.layers 2 --model.width 64 --steps 12 --val-every 4 --save-every 3"
 
 
 @pytest.mark.parametrize(
     ("trainer", "kills"),
-    [*((trainer, 3) for trainer in TRAINERS), *(pytest.param(t, 30, marks=pytest.mark.slow) for t in TRAINERS)],
+    [*((trainer, 2) for trainer in TRAINERS), *(pytest.param(t, 30, marks=pytest.mark.slow) for t in TRAINERS)],
 )
 def test_killed_runs_go_on_and_none_diverges(tmp_path, environment, trainer, kills):
-    command = ["python", "-m", "parity_tests.kills", trainer, "--runs", str(kills)]
+    command = [sys.executable, "-m", "parity_tests.kills", trainer, "--runs", str(kills)]
     ended = subprocess.run(
         command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60 + 40 * kills
     )
@@ -71,7 +74,7 @@ def test_on_a_full_disk_training_goes_on_and_the_earlier_checkpoint_stays(shards
     assert [row["step"] for row in metrics(folder / "a") if "train_loss" in row] == list(range(1, 13))
 
 
-@pytest.mark.parametrize("trainer", TRAINERS)
+@pytest.mark.parametrize("trainer", ONE)
 def test_where_files_may_not_grow_each_save_warns_in_one_line(shards, tmp_path, run_all, trainer):
     ended = run_all(tmp_path, trainer, {"files stay small": f"{data_in(shards)} {SMALL} --run a".split()})[
         "files stay small"
@@ -84,9 +87,9 @@ def test_where_files_may_not_grow_each_save_warns_in_one_line(shards, tmp_path, 
     assert list((tmp_path / "a" / "checkpoints").iterdir()) == []
 
 
-@pytest.mark.parametrize("trainer", TRAINERS)
+@pytest.mark.parametrize("trainer", ONE)
 def test_metrics_that_find_no_room_end_the_run_and_the_checkpoint_stays(shards, tmpfs, run_all, trainer):
-    folder = tmpfs(4000)
+    folder = tmpfs(8000)
     words = f"{data_in(shards)} {SMALL} --steps 100 --val-every 100 --run a".split()
     ended = run_all(folder, trainer, {"disk fills up": words})["disk fills up"]
     assert ended.code == 5, ended.stderr
@@ -116,14 +119,10 @@ def not_finite(request, shards, tmp_path_factory, run_all):
     jobs = {
         "stop": f"{words} --run stop",
         "skip": f"{words} --run skip --on-nonfinite skip",
-        "part": f"{words} --run part --on-nonfinite skip --stop-at 6",
     }
     ends = run_all(folder, request.param, {name: each.split() for name, each in jobs.items()})
     shutil.copytree(folder / "stop", folder / "again")
-    again = {
-        "again": "--run again --resume --on-nonfinite skip",
-        "part again": "--run part --resume --stop-at 12",
-    }
+    again = {"again": "--run again --resume --on-nonfinite skip"}
     return folder, ends | run_all(folder, request.param, {name: each.split() for name, each in again.items()})
 
 
@@ -157,15 +156,10 @@ def test_a_run_that_stopped_goes_on_by_skipping(not_finite):
     assert rows(folder / "again") == rows(folder / "skip")
 
 
-def test_skipped_steps_are_counted_over_a_resume(not_finite):
-    _, ends = not_finite
-    assert "after 12 steps, 11 of them skipped" in ends["part again"].stdout, ends["part again"].stderr
-
-
 # A shard that was replaced
 
 
-@pytest.mark.parametrize("trainer", TRAINERS)
+@pytest.mark.parametrize("trainer", ONE)
 def test_a_shard_replaced_under_a_run_is_named(shards, tmp_path, run_all, trainer):
     for name in ("text_train_000001.bin", "text_val_000000.bin"):
         shutil.copy(shards / name, tmp_path)
