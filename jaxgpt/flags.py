@@ -53,7 +53,7 @@ class Flags:
     micro_batch: int | None = None
     """Sequences a device takes at once; the rest of its share of a step is accumulated."""
     save_every: int = 125
-    """Updates between checkpoints, each of 4 bytes a number: weights and moments, 1.2 GB at 124M with Muon. The end of
+    """Updates between checkpoints, each of 4 bytes a number: weights and moments, 1.1 GB at 124M with Muon. The end of
     the run and a signal save one too."""
     keep: int = 3
     """How many of the last checkpoints stay, beside the one of the lowest validation loss."""

@@ -343,7 +343,7 @@ def test_a_run_with_damaged_checkpoints_alone_is_refused(kept, capsys, framework
         for file in (made.folder / str(step)).rglob("*"):
             if file.is_file():
                 file.write_bytes(b"")
-    with pytest.raises(BadInput, match="none of the 2 checkpoints in .* can be used"):
+    with pytest.raises(BadInput, match=r"none of the 2 checkpoints in .* can be used"):
         one.restore(made.folder)
     assert capsys.readouterr().err.count("\n") == 2
     assert steps_in(made.folder) == [2 * K, K], "they stay where they are"
@@ -426,7 +426,7 @@ def test_the_best_of_an_earlier_start_stays_too(kept):
 def test_without_a_validation_loss_the_last_ones_stay(tmp_path):
     for step in (5, 10, 100, 20):
         (tmp_path / str(step)).mkdir()
-    prune(tmp_path, 2, {step: None for step in (5, 10, 20, 100)})
+    prune(tmp_path, 2, dict.fromkeys((5, 10, 20, 100)))
     assert steps_in(tmp_path) == [100, 20]
 
 

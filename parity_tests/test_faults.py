@@ -1,7 +1,6 @@
-"""Faults, each of them really done: kills at random moments, a full disk, a loss that isn't finite, a shard replaced."""
+"""Faults, each really done: kills at random moments, a full disk, a loss that isn't finite, a shard replaced."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -101,7 +100,7 @@ def test_metrics_that_find_no_room_end_the_run_and_the_checkpoint_stays(shards, 
     )
     (folder / "filler").unlink()
     assert 3 in steps_in(folder / "a" / "checkpoints")
-    again = run_all(folder, trainer, {"again": "--run a --resume --stop-at 12".split()})["again"]
+    again = run_all(folder, trainer, {"again": ["--run", "a", "--resume", "--stop-at", "12"]})["again"]
     assert again.code == 0, again.stderr
     assert [row["step"] for row in metrics(folder / "a") if "train_loss" in row] == list(range(1, 13))
 
@@ -130,7 +129,8 @@ def test_a_gradient_that_is_not_finite_is_named_with_its_step_and_tokens(not_fin
     ended = not_finite[1]["stop"]
     assert ended.code == 3
     assert re.fullmatch(
-        rf"error: (train_loss|grad_norm) of step 2 is (nan|inf): its tokens start at 1024 of {shards}/text_train_000001.bin; "
+        rf"error: (train_loss|grad_norm) of step 2 is (nan|inf): its tokens start at 1024 of "
+        rf"{shards}/text_train_000001.bin; "
         r"the first gradient that isn't finite is of wte.weight \(norm (nan|inf)\), the last of \S+, \d+ of 9; .*\n",
         ended.stderr,
     ), ended.stderr
@@ -167,7 +167,7 @@ def test_a_shard_replaced_under_a_run_is_named(shards, tmp_path, run_all, traine
     assert run_all(tmp_path, trainer, {"first": words.split()})["first"].code == 0
     was = config(tmp_path / "a")["shards"]["train"][0]["sha256"]
     write_shard(tmp_path / "text_train_000001.bin", [5] * 2100)
-    ended = run_all(tmp_path, trainer, {"again": "--run a --resume --stop-at 12".split()})["again"]
+    ended = run_all(tmp_path, trainer, {"again": ["--run", "a", "--resume", "--stop-at", "12"]})["again"]
     assert (ended.code, ended.stderr.count("\n"), ended.changed) == (2, 1, False)
     assert "text_train_000001.bin (--data) is not the shard that the run was trained on" in ended.stderr
     assert was[:12] in ended.stderr

@@ -152,7 +152,7 @@ def test_what_is_not_the_same_run_is_refused_in_one_line(refused, name):
 def test_the_other_trainers_run_is_refused(runs, run):
     trainer = config(runs.folder / "whole")["trainer"] + ".train"
     (other,) = set(TRAINERS) - {trainer}
-    ended = run(runs.folder, other, *"--run SIGTERM --resume".split())
+    ended = run(runs.folder, other, *["--run", "SIGTERM", "--resume"])
     assert (ended.code, ended.stderr.count("\n")) == (2, 1)
     assert f"SIGTERM is a run of {trainer.removesuffix('.train')}: go on with python -m {trainer}" in ended.stderr
 
