@@ -5,7 +5,7 @@ import glob
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -87,7 +87,8 @@ def recipe_and_flags(argv: list[str], prog: str, default_recipe: str) -> tuple[R
     before, was = _run_before(argv, prog)
     base = named(_value(argv, "--recipe") or (before.name if before else default_recipe))
     whole = before if before and before.name == base.name else base
-    fields = {"model": whole.model, "optimizer": whole.optimizer, "schedule": whole.schedule, "data_fields": whole.data}
+    fields: dict[str, Any] = {"model": whole.model, "optimizer": whole.optimizer}
+    fields |= {"schedule": whole.schedule, "data_fields": whole.data}
     read = parse(_FlagsAndFields, argv, prog, _FlagsAndFields(**vars(was), **fields))
     flags = Flags(**{f.name: getattr(read, f.name) for f in dataclasses.fields(Flags)})
     schedule = read.schedule

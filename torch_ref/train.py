@@ -136,9 +136,9 @@ def make_step(recipe: Recipe, precision: Precision, devices: Mesh, micro_batch: 
     def step(state: TrainState, inputs: Tensor, targets: Tensor) -> tuple[TrainState, dict[str, Any]]:
         train_loss, grads = gradients(state, inputs, targets)
         lr = recipe.optimizer.lr * schedule(state.step)
-        metrics = {"train_loss": train_loss, "grad_norm": get_total_norm(list(grads.values())), "lr": lr}
-        metrics["norms"] = {name: torch.linalg.vector_norm(each) for name, each in grads.items()}
-        if skip and not (train_loss.isfinite() & metrics["grad_norm"].isfinite()):
+        norm, norms = get_total_norm(list(grads.values())), {n: torch.linalg.vector_norm(g) for n, g in grads.items()}
+        metrics = {"train_loss": train_loss, "grad_norm": norm, "lr": lr, "norms": norms}
+        if skip and not (train_loss.isfinite() & norm.isfinite()):
             return state._replace(step=state.step + 1), metrics
         return update(state, grads), metrics
 
