@@ -281,7 +281,9 @@ def _read_metrics(file: Path) -> dict[str, list[dict[str, float]]]:
 
 
 def _add(points: dict[str, list[dict[str, float]]], line: object, where: str) -> None:
-    """Check one line and put it behind `points`, in the place of those that it logs anew."""
+    """Check one line and put it behind `points`, in the place of those that it logs anew; a skipped step is none."""
+    if isinstance(line, dict) and "skipped" in line and not points.keys() & line.keys():
+        return
     if not isinstance(line, dict) or not points.keys() & line.keys():
         raise BadInput(f"{where}: no JSON object with train_loss or val_loss; delete that line")
     point: dict[str, float] = {}

@@ -1,19 +1,23 @@
-"""Bad input, said in one line.
+"""How a program ends when it can't go on: one line on stderr, and an exit code.
 
 Whatever a user can get wrong (a flag, a shard, a run's folder, weights, a mesh) raises `BadInput`, whose text names the
-value and the mend. A program wraps its `main` in `exit_codes`, which prints that line on stderr and exits with 2.
+value and the mend. A program wraps its `main` in `exit_codes`, which prints that line on stderr and exits with 2. A
+signal ends training with 128 plus its number, as shells count: 143 after SIGTERM, 130 after SIGINT.
 """
 
 import functools
 import io
+import math
 import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 BAD_INPUT = 2
 NOT_FINITE = 3
 NOT_EQUIVALENT = 4
 """How `python -m jaxgpt.compare --require-equivalent` ends where equivalence is not shown; its report is written."""
+NOT_WRITTEN = 5
 
 
 class BadInput(Exception):
@@ -21,7 +25,49 @@ class BadInput(Exception):
 
 
 class NotFinite(Exception):
-    """Training can't go on: the loss is NaN or infinite. The text is one line: the step, and where its tokens lie."""
+    """Training can't go on: a loss, gradient or weight is NaN or infinite. The text is one line: the step, where its
+    tokens lie, the first tensor."""
+
+
+class NotWritten(Exception):
+    """The disk didn't take what a run has to write. The text is one line: the file, why, from where the run goes on."""
+
+
+class Stopped(Exception):
+    """Training ends because a signal asked for it. The text is one line: where, and how to go on."""
+
+    def __init__(self, text: str, signal: int):
+        super().__init__(text)
+        self.signal = signal
+
+
+def stopped(signal: int, step: int, saved: int | None, folder: Path) -> Stopped:
+    """The exception of a run that a signal ended after `step` steps, with its last checkpoint of step `saved`."""
+    start = f"step {saved}" if saved else "the beginning"
+    return Stopped(f"stopped after {step} steps; --run {folder} --resume goes on from {start}", signal)
+
+
+def not_finite(step: int, loss: float, grad_norm: float, path: Path, offset: int, norms: dict[str, float]) -> NotFinite:
+    """The exception of a step whose loss or gradient is NaN or infinite.
+
+    Args:
+      step: its number, from 1.
+      loss: of its tokens.
+      grad_norm: of the whole gradient.
+      path: the shard of its tokens.
+      offset: how many of the shard's tokens come before them.
+      norms: each weight's name -> the norm of its gradient, in the model's order.
+    """
+    name, value = ("grad_norm", grad_norm) if math.isfinite(loss) else ("train_loss", loss)
+    broken = [each for each, norm in norms.items() if not math.isfinite(norm)]
+    where = "each gradient is finite by itself"
+    if broken:
+        first = f"the first gradient that isn't finite is of {broken[0]} (norm {norms[broken[0]]})"
+        where = f"{first}, the last of {broken[-1]}, {len(broken)} of {len(norms)}"
+    return NotFinite(
+        f"{name} of step {step} is {value}: its tokens start at {offset} of {path}; {where}; lower --optimizer.lr, "
+        "look at that shard, or go on from the last checkpoint with --resume --on-nonfinite skip"
+    )
 
 
 _LONGEST = 4000
@@ -41,8 +87,9 @@ def one_line(error: Exception) -> str:
 
 
 def exit_codes(main: Callable[..., None]) -> Callable[..., None]:
-    """Run `main`; end the process with 2 on `BadInput`, 3 on `NotFinite`, and the message on one line of stderr.
+    """Run `main`; where it ends with one of the exceptions above, print its text on one line of stderr and exit.
 
+    With 2 on `BadInput`, 3 on `NotFinite`, 5 on `NotWritten`, 128 plus the signal on `Stopped`.
     Memory that can't be had is 2 as well: what was asked for is too large for this machine.
     """
 
@@ -52,9 +99,13 @@ def exit_codes(main: Callable[..., None]) -> Callable[..., None]:
             sys.stdout.reconfigure(errors="backslashreplace")  # a path need not be text in any encoding
         try:
             main(*args, **kwargs)
-        except (BadInput, NotFinite) as error:
+        except (BadInput, NotFinite, NotWritten) as error:
             print("error: " + one_line(error), file=sys.stderr)
-            sys.exit(BAD_INPUT if isinstance(error, BadInput) else NOT_FINITE)
+            codes = {BadInput: BAD_INPUT, NotFinite: NOT_FINITE, NotWritten: NOT_WRITTEN}
+            sys.exit(next(code for kind, code in codes.items() if isinstance(error, kind)))
+        except Stopped as stopped:
+            print(one_line(stopped), file=sys.stderr)
+            sys.exit(128 + stopped.signal)
         except (MemoryError, RuntimeError) as error:  # JAX and PyTorch have RuntimeErrors of their own for it
             if not isinstance(error, MemoryError) and not _OUT_OF_MEMORY.search(str(error)):
                 raise

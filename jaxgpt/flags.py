@@ -4,7 +4,8 @@ import dataclasses
 import glob
 import re
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -13,6 +14,8 @@ from jaxgpt.embedded import sample
 from jaxgpt.errors import BadInput
 from jaxgpt.files import check_name
 from jaxgpt.recipes import DataConfig, DType, ModelConfig, OptimizerConfig, Recipe, ScheduleConfig, named
+from jaxgpt.recorded import from_json
+from jaxgpt.resume import check_trainer, recorded_config
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,8 @@ class Flags:
     """Stop after this many updates, on the unchanged schedule."""
     run: str | None = None
     """The run's folder, which must not exist. Absent: runs/RECIPE-DATE-TIME."""
+    resume: bool = False
+    """Go on with the run in --run from its latest whole checkpoint. Flags left out are the run's own."""
     data: str | None = None
     """Glob of training shards."""
     val_data: str | None = None
@@ -48,6 +53,13 @@ class Flags:
     """Tokens of a validation, from the start of the validation shards."""
     micro_batch: int | None = None
     """Sequences a device takes at once; the rest of its share of a step is accumulated."""
+    save_every: int = 125
+    """Updates between checkpoints, each of 4 bytes a number: weights and moments, 1.1 GB at 124M with Muon. The end of
+    the run and a signal save one too."""
+    keep: int = 3
+    """How many of the last checkpoints stay, beside the one of the lowest validation loss."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """When a loss or gradient is NaN or infinite: stop with exit 3, or skip the update and count."""
 
 
 @dataclass(frozen=True)
@@ -68,16 +80,21 @@ def recipe_and_flags(argv: list[str], prog: str, default_recipe: str) -> tuple[R
       prog: the program's name in help and errors.
       default_recipe: the recipe where `--recipe` is absent.
 
+    With `--resume`, what the command line leaves out is what the run recorded.
+
     Raises:
       BadInput: an unknown recipe, flag or field (with the nearest name), or a value that isn't of its type.
     """
-    base = named(_recipe_name(argv) or default_recipe)
-    start = _FlagsAndFields(model=base.model, optimizer=base.optimizer, schedule=base.schedule, data_fields=base.data)
-    read = parse(_FlagsAndFields, argv, prog, start)
+    before, was = _run_before(argv, prog)
+    base = named(_value(argv, "--recipe") or (before.name if before else default_recipe))
+    whole = before if before and before.name == base.name else base
+    fields: dict[str, Any] = {"model": whole.model, "optimizer": whole.optimizer}
+    fields |= {"schedule": whole.schedule, "data_fields": whole.data}
+    read = parse(_FlagsAndFields, argv, prog, _FlagsAndFields(**vars(was), **fields))
     flags = Flags(**{f.name: getattr(read, f.name) for f in dataclasses.fields(Flags)})
     schedule = read.schedule
-    if flags.steps is not None:
-        if schedule != base.schedule:
+    if flags.steps is not None and (whole is base or flags.steps != was.steps):
+        if schedule != whole.schedule:
             raise BadInput("--steps scales the recipe's schedule and --schedule.* sets it: give one of the two")
         schedule = base.schedule.scaled(flags.steps)
     data = read.data_fields
@@ -86,6 +103,11 @@ def recipe_and_flags(argv: list[str], prog: str, default_recipe: str) -> tuple[R
             data = dataclasses.replace(data, **{name: getattr(flags, name)})
     if flags.stop_at is not None and flags.stop_at < 1:
         raise BadInput(f"--stop-at {flags.stop_at}: give a whole number of at least 1")
+    for name in ("save_every", "keep"):
+        if getattr(flags, name) < 1:
+            raise BadInput(f"--{name.replace('_', '-')} {getattr(flags, name)}: give a whole number of at least 1")
+    if flags.resume and flags.run is None:
+        raise BadInput("--resume goes on with a run: name its folder with --run")
     check_seed(flags.seed)
     _check_where(flags)
     recipe = dataclasses.replace(base, model=read.model, optimizer=read.optimizer, schedule=schedule, data=data)
@@ -121,15 +143,29 @@ def overrides(base: Recipe, recipe: Recipe) -> dict[str, object]:
     return changed
 
 
-def _recipe_name(argv: list[str]) -> str | None:
-    """The last value of `--recipe`, needed before the rest is read: the recipe gives every other flag its default."""
-    name = None
+def _value(argv: list[str], flag: str) -> str | None:
+    """The last value of `--recipe` or `--run`, needed before the rest is read: they give other flags their defaults."""
+    value = None
     for i, word in enumerate(argv):
-        if word.startswith("--recipe="):
-            name = word.removeprefix("--recipe=")
-        elif word == "--recipe" and i + 1 < len(argv):
-            name = argv[i + 1]
-    return name
+        if word.startswith(f"{flag}="):
+            value = word.removeprefix(f"{flag}=")
+        elif word == flag and i + 1 < len(argv):
+            value = argv[i + 1]
+    return value
+
+
+def _run_before(argv: list[str], prog: str) -> tuple[Recipe | None, Flags]:
+    """The recipe, with overrides, and the flags of the run that `--resume` goes on with; else None and the defaults."""
+    folder = _value(argv, "--run")
+    config = recorded_config(Path(folder)) if "--resume" in argv and folder is not None else None
+    if folder is None or config is None:
+        return None, Flags()
+    check_trainer(config, prog, Path(folder))
+    where, flags = f"{folder}/config.json", config.get("flags")
+    if not isinstance(flags, dict):
+        raise BadInput(f"--resume: {where} doesn't say which flags the run had: put back the file that the run wrote")
+    recipe = from_json(Recipe, config.get("recipe"), f"{where}: recipe")
+    return recipe, from_json(Flags, dataclasses.asdict(Flags()) | flags, f"{where}: flags")
 
 
 FINEWEB = ("data/fineweb10B/fineweb_train_*.bin", "data/fineweb10B/fineweb_val_*.bin")

@@ -12,7 +12,6 @@ import math
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -23,14 +22,19 @@ from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from jaxgpt import bridge, compare, mesh, tokens
-from jaxgpt.errors import BadInput, NotFinite, exit_codes
+from jaxgpt import bridge, mesh, tokens
+from jaxgpt.checkpoint import Checkpoints
+from jaxgpt.errors import BadInput, NotFinite, NotWritten, exit_codes, not_finite, stopped
+from jaxgpt.finite import if_finite, named_norms, norms
 from jaxgpt.flags import default_recipe, embedded_notice, recipe_and_flags, shard_patterns
+from jaxgpt.interrupt import Interrupt, interruptible
 from jaxgpt.loss import cross_entropy
 from jaxgpt.model import GPT
 from jaxgpt.optimizer import make_optimizer, multiplier
 from jaxgpt.recipes import Precision, Recipe, precision
+from jaxgpt.resume import finished_after, same_run
 from jaxgpt.runlog import RunLog, describe, run_folder
+from jaxgpt.saved import Progress, steps_in
 from jaxgpt.shards import inspect_shards
 
 PROG = "python -m jaxgpt.train"
@@ -47,6 +51,8 @@ class TrainState(NamedTuple):
 class Step(NamedTuple):
     """A recipe's step and its parts. Inputs and targets are int32 (sequences, T), split over the mesh by rows."""
 
+    like: Callable[[], TrainState]
+    """Shapes, dtypes and shardings of a state, without one."""
     init: Callable[[int], TrainState]
     """seed -> state with fresh weights."""
     start: Callable[[Any], TrainState]
@@ -56,12 +62,13 @@ class Step(NamedTuple):
     update: Callable[..., TrainState]
     """(state, gradients) -> state after one update."""
     step: jax.stages.Wrapped
-    """(state, inputs, targets) -> state after one update, and train_loss, grad_norm, lr. Takes the state's memory."""
+    """(state, inputs, targets) -> state after one update, and train_loss, grad_norm, lr, and norms, the gradient's by
+    tensor. Takes the state's memory."""
     evaluate: jax.stages.Wrapped
     """(params, inputs, targets) -> mean loss in the validation dtype."""
 
 
-def make_step(recipe: Recipe, precision: Precision, devices: Mesh, micro_batch: int) -> Step:
+def make_step(recipe: Recipe, precision: Precision, devices: Mesh, micro_batch: int, skip: bool = False) -> Step:
     """What one step of a recipe is. The trainer and the parity ladder both get it here.
 
     Args:
@@ -69,6 +76,7 @@ def make_step(recipe: Recipe, precision: Precision, devices: Mesh, micro_batch: 
       precision: how exactly.
       devices: a mesh with the axis `data`; weights are replicated on it.
       micro_batch: sequences a device takes at once; the rest of its share is accumulated inside the step.
+      skip: a step whose loss or gradient isn't finite changes no weight and no moment; the schedule moves on.
     """
     optimizer = make_optimizer(recipe, precision, deal=mesh.split(devices))
     schedule = multiplier(recipe.schedule)
@@ -125,8 +133,12 @@ def make_step(recipe: Recipe, precision: Precision, devices: Mesh, micro_batch: 
     def step(state: TrainState, inputs: jax.Array, targets: jax.Array):
         train_loss, grads = gradients(state.params, inputs, targets)
         lr = recipe.optimizer.lr * schedule(state.step)
-        metrics = {"train_loss": train_loss, "grad_norm": optax.tree.norm(grads), "lr": lr}
-        return update(state, grads), metrics
+        metrics = {"train_loss": train_loss, "grad_norm": optax.tree.norm(grads), "lr": lr, "norms": norms(grads)}
+        updated = update(state, grads)
+        if skip:
+            is_finite = jnp.isfinite(train_loss) & jnp.isfinite(metrics["grad_norm"])
+            updated = if_finite(is_finite, updated, state)._replace(step=updated.step)
+        return updated, metrics
 
     def evaluate(params, inputs: jax.Array, targets: jax.Array):
         def device_loss(params, inputs, targets):
@@ -149,8 +161,13 @@ def make_step(recipe: Recipe, precision: Precision, devices: Mesh, micro_batch: 
         gpt = GPT(recipe.model, rngs=nnx.Rngs(seed), parameters=precision.parameters, embedding=precision.embedding)
         return start(nnx.to_pure_dict(nnx.split(gpt)[1]))
 
+    def like() -> TrainState:
+        shapes = jax.eval_shape(lambda: init(0))
+        return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=whole), shapes)
+
     whole = mesh.replicated(devices)
     return Step(
+        like=like,
         init=jax.jit(init, static_argnums=0, out_shardings=whole),
         start=jax.jit(start, out_shardings=whole),
         gradients=jax.jit(gradients, out_shardings=whole),
@@ -183,32 +200,20 @@ def validate(
     return float(np.mean(losses))
 
 
-def cached_compilation() -> dict[str, int]:
-    """Keep executables on disk for a second start to find; the counts returned grow as they are found or not."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "jaxgpt"
-    setting = "jax_compilation_cache_dir"
-    if not getattr(jax.config, setting):
-        jax.config.update(setting, str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    counts = {"cache_hits": 0, "cache_misses": 0}
-
-    def count(event: str, **_: str | int) -> None:
-        for name in counts:
-            counts[name] += event == f"/jax/compilation_cache/{name}"
-
-    jax.monitoring.register_event_listener(count)
-    return counts
-
-
 @exit_codes
 def main(argv: list[str] | None = None) -> None:
     """The program; see `jaxgpt.flags.Flags`."""
-    argv = sys.argv[1:] if argv is None else argv
+    with interruptible() as interrupt:
+        run(sys.argv[1:] if argv is None else argv, interrupt)
+
+
+def run(argv: list[str], interrupt: Interrupt) -> None:
+    """Train as the command line says, until the end or until `interrupt` wishes."""
     flags = recipe_and_flags(argv, PROG, "tiny")[1]
     devices = mesh.make_mesh(flags.mesh)
     platform = devices.devices.flat[0].platform
     recipe, flags, overrides = recipe_and_flags(argv, PROG, default_recipe(flags, accelerator=platform != "cpu"))
-    if flags.recipe is None and flags.data is None and recipe.data.tokens == "bytes":
+    if flags.recipe is None and flags.data is None and recipe.data.tokens == "bytes" and not flags.resume:
         print(embedded_notice(recipe, flags), flush=True)
     exactly = precision(
         recipe, flags.dtype, attention="exact" if platform == "cpu" else "fast", rounding=flags.rounding
@@ -226,8 +231,11 @@ def main(argv: list[str] | None = None) -> None:
         fits = max(len(val_inputs) // devices.size, 1) * devices.size * config.context
         raise BadInput(f"--val-tokens {data.val_tokens} doesn't divide over --mesh {devices.size}: give {fits}")
     val_micro_batch = mesh.micro_batch(len(val_inputs), devices.size, micro_batch, None)
-    weights = flags.init_from and bridge.load_state(flags.init_from, recipe, exactly.parameters, exactly.embedding)
     folder = run_folder(flags, recipe)
+    goes_on = flags.resume and steps_in(folder / "checkpoints")
+    weights = None
+    if flags.init_from and not goes_on:
+        weights = bridge.load_state(flags.init_from, recipe, exactly.parameters, exactly.embedding)
 
     steps = min(recipe.schedule.steps, flags.stop_at or recipe.schedule.steps)
     described = describe(
@@ -239,15 +247,24 @@ def main(argv: list[str] | None = None) -> None:
         micro_batch,
         [d.device_kind for d in devices.devices.flat],
         {"train": train_shards, "val": val_shards},
-        ("jax", "jaxlib", "flax", "optax", "numpy"),
+        ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy"),
     )
-    log = RunLog(folder, described, steps, recipe.step_tokens, writes=jax.process_index() == 0)
-    counts = cached_compilation()
+    before = same_run(folder, described) if flags.resume else None
+    if flags.resume and finished_after(folder) >= steps:
+        print(f"run {folder} is finished: {finished_after(folder)} steps are done", flush=True)
+        return
+    log = RunLog(folder, described, steps, recipe.step_tokens, jax.process_index() == 0, flags.resume)
+    checkpoints = Checkpoints(folder / "checkpoints", flags.keep, described)
+    counts = mesh.cached_compilation()
     started = time.perf_counter()
-    program = make_step(recipe, exactly, devices, micro_batch)
-    state = (
-        program.init(flags.seed) if not weights else program.start(jax.device_put(weights, mesh.replicated(devices)))
-    )
+    program = make_step(recipe, exactly, devices, micro_batch, skip=flags.on_nonfinite == "skip")
+    state, was = None, Progress()
+    if flags.resume:
+        state, was = checkpoints.restore(program.like()) or (state, was)
+        log.go_on(was, before)
+    if state is None:
+        placed = weights and jax.device_put(weights, mesh.replicated(devices))
+        state = program.start(placed) if placed else program.init(flags.seed)
     share = data.sequences // jax.process_count()
     rows = slice(jax.process_index() * share, (jax.process_index() + 1) * share)
     place = lambda array: mesh.place(devices, array)  # noqa: E731
@@ -267,21 +284,21 @@ def main(argv: list[str] | None = None) -> None:
             return
         done, metrics, at = pending
         pending = None
-        values = {name: float(value) for name, value in metrics.items()}
-        for name in ("train_loss", "grad_norm"):
-            if not math.isfinite(values[name]):
-                raise NotFinite(
-                    f"{name} of step {done} is {values[name]}: its tokens start at {at.offset} of "
-                    f"{stream.paths[at.shard]}; lower --optimizer.lr or look at that shard"
-                )
-        log.train(done, values["train_loss"], values["grad_norm"], values["lr"], mesh.peak_bytes(devices))
+        loss, norm, lr = (float(metrics[name]) for name in ("train_loss", "grad_norm", "lr"))
+        if flags.on_nonfinite == "stop" and not (math.isfinite(loss) and math.isfinite(norm)):
+            by_weight = named_norms(metrics["norms"], config)
+            raise not_finite(done, loss, norm, stream.paths[at.shard], at.offset, by_weight)
+        log.train(done, loss, norm, lr, mesh.peak_bytes(devices))
 
     log.start()
-    position = tokens.Position()
+    log.start_clock()
+    position = tokens.Position(was.shard, was.offset)
+    interrupt.training = True
     with contextlib.closing(tokens.ahead(tokens.batches(stream, position, place, rows))) as upcoming:
         try:
-            for done in range(steps + 1):
-                if recipe.validates_after(done, last=steps):
+            for done in range(was.step, steps + 1):
+                stopping = interrupt.signal
+                if recipe.validates_after(done, last=steps) and done > log.validated and not stopping:
                     record()
                     val_loss = validate(evaluate, state.params, devices, val_inputs, val_targets, val_micro_batch)
                     if not math.isfinite(val_loss):
@@ -291,6 +308,14 @@ def main(argv: list[str] | None = None) -> None:
                         )
                     log.validation(done, val_loss)
                     log.start_clock()
+                if done > was.step and (done % flags.save_every == 0 or done == steps or stopping):
+                    record()
+                    broken = checkpoints.save(state, log.progress(done, position.shard, position.offset))
+                    if broken:
+                        raise NotFinite(f"after {done} steps {broken} isn't finite: lower --optimizer.lr")
+                if stopping:
+                    checkpoints.wait()
+                    raise stopped(stopping, done, checkpoints.saved, folder)
                 if done == steps:
                     break
                 inputs, targets, after = next(upcoming)
@@ -299,11 +324,12 @@ def main(argv: list[str] | None = None) -> None:
                 pending, position = (done + 1, metrics, position), after
         finally:
             log.finish()
+            is_saved = checkpoints.wait()
 
     if log.writes:
-        bridge.save_state(folder / "weights.safetensors", jax.device_get(state.params), recipe, step=steps)
-        compare.plot_run(folder, folder / "curve.png")
-        print(f"val loss {log.val_loss:.4f} after {steps} steps\nrun {folder}\nplot {folder / 'curve.png'}", flush=True)
+        log.finished(lambda file: bridge.save_state(file, jax.device_get(state.params), recipe, step=steps))
+    if not is_saved:
+        raise NotWritten(f"the checkpoint of step {steps}, the last, wasn't saved; weights.safetensors is in {folder}")
 
 
 if __name__ == "__main__":

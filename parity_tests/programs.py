@@ -1,10 +1,14 @@
 """Running a trainer as a user does, or many short runs of it as children of one process that has imported it."""
 
+import contextlib
 import importlib
 import json
 import os
+import resource
+import signal
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -133,7 +137,48 @@ def on_a_gpu(trainer) -> None:
     trainer.mesh.make_mesh = lambda _: devices
 
 
+def signal_after(step: int, number: int) -> Callable:
+    """The run gets a signal as soon as it has logged that step."""
+
+    def arrange(trainer) -> None:
+        train = trainer.RunLog.train
+
+        def logged(self, at: int, *metrics) -> None:
+            train(self, at, *metrics)
+            if at == step:
+                os.kill(os.getpid(), number)
+
+        trainer.RunLog.train = logged
+
+    return arrange
+
+
+def files_stay_small(trainer) -> None:
+    """No file may grow over 300 KB, as with a quota; checkpoints of these runs do."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
+
+
+def disk_fills_up(trainer) -> None:
+    """Another program takes all that is free on the run's disk when the run has logged step 6."""
+    train = trainer.RunLog.train
+
+    def logged(self, at: int, *metrics) -> None:
+        train(self, at, *metrics)
+        if at == 6:
+            with contextlib.suppress(OSError), open("filler", "wb", buffering=0) as filler:
+                while filler.write(b"x" * 4096):
+                    pass
+
+    trainer.RunLog.train = logged
+
+
 BEFORE = {
+    "killed": signal_after(13, signal.SIGKILL),
+    "SIGTERM": signal_after(13, signal.SIGTERM),
+    "SIGINT": signal_after(13, signal.SIGINT),
+    "killed at the start": signal_after(2, signal.SIGKILL),
+    "files stay small": files_stay_small,
+    "disk fills up": disk_fills_up,
     "mesh larger than the machine": fewer_gpus_than_asked,
     "folder taken": another_run_takes_the_folder,
     "shards and a GPU": on_a_gpu,

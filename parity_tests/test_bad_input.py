@@ -24,6 +24,11 @@ BAD_INPUT: dict[str, tuple[str, tuple[str, ...]]] = {
     "unknown dtype": ("--dtype float16", ("float16", "--dtype", "float32", "--help")),
     "no steps": (f"{DATA} --steps 0", ("--steps 0", "at least 1")),
     "stop at 0": (f"{DATA} --stop-at 0", ("--stop-at 0", "at least 1")),
+    "no updates between checkpoints": (f"{DATA} --save-every 0", ("--save-every 0", "at least 1")),
+    "no checkpoint kept": (f"{DATA} --keep 0", ("--keep 0", "at least 1")),
+    "resume without a run": (f"{DATA} --resume", ("--resume", "--run")),
+    "resume of no run": (f"{DATA} --run none --resume", ("no run folder none", "mend --run")),
+    "resume of a folder that is no run's": (f"{DATA} --run runs --resume", ("runs has no config.json", "mend --run")),
     "negative seed": (f"{DATA} --seed -1", ("--seed -1", "from 0 up to")),
     "seed too large": (f"{DATA} --seed 99999999999999999999", ("--seed 99999999999999999999", "2**32")),
     "mesh 0": (f"{DATA} --mesh 0", ("--mesh 0", "at least 1")),
@@ -59,7 +64,10 @@ BAD_INPUT: dict[str, tuple[str, tuple[str, ...]]] = {
     "validation of half a sequence": (f"{DATA} --val-tokens 100", ("--val-tokens 100", "context 64", "give 64")),
     "folder for a shard": (f"{DATA} --data folder", ("folder is a folder", "name the files in one")),
     "path through a file": (f"{DATA} --data stub.bin/*.bin", ("--data stub.bin/*.bin", "mend its path")),
-    "run folder that exists": (f"{DATA} --run runs/old", ("--run runs/old exists already", "give another name")),
+    "run folder that exists": (
+        f"{DATA} --run runs/old",
+        ("--run runs/old exists already", "give another name", "--resume"),
+    ),
     "run where a file is": (f"{DATA} --run stub.bin", ("--run stub.bin exists already", "give another name")),
     "run below a file": (f"{DATA} --run stub.bin/new", ("--run stub.bin/new", "stub.bin is not a folder")),
     "no weights": (f"{DATA} --init-from none.safetensors", ("--init-from none.safetensors", "give a file of")),
@@ -145,7 +153,8 @@ def test_a_folder_that_cannot_be_read_is_named(shards, tmp_path, run, trainer):
 @pytest.mark.parametrize("trainer", TRAINERS)
 def test_bad_input_reaches_the_shell(shards, run, trainer):
     ended = run(shards, trainer, *f"{DATA} --run runs/old".split())
-    error = "error: --run runs/old exists already and is left as it is: give another name\n"
+    error = "error: --run runs/old exists already and is left as it is: give another name, or go on with that run by "
+    error += "--resume\n"
     assert (ended.code, ended.stderr) == (2, error)
 
 
@@ -156,7 +165,8 @@ def test_a_folder_that_another_run_takes_meanwhile_is_left_to_it(shards, tmp_pat
     ]
     assert (ended.code, ended.stderr) == (
         2,
-        "error: --run runs/taken exists already and is left as it is: give another name\n",
+        "error: --run runs/taken exists already and is left as it is: give another name, or go on with that run by "
+        "--resume\n",
     )
     written = {path.name: path.read_text(encoding="utf-8") for path in (tmp_path / "runs" / "taken").iterdir()}
     assert written == {"config.json": "another's"}

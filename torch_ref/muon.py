@@ -175,6 +175,29 @@ class Muon(torch.optim.Optimizer):
         return torch.cat(done) if len(done) > 1 else done[0]
 
 
+def gather(optimizers: list[torch.optim.Optimizer]) -> None:
+    """Give every process all of a distributed Muon's momentum, to be saved."""
+    for p, state, owner in _dealt(optimizers):
+        if dist.get_rank() != owner:
+            state["momentum"] = torch.empty_like(p)
+        dist.broadcast(state["momentum"], src=owner)
+
+
+def keep_own(optimizers: list[torch.optim.Optimizer]) -> None:
+    """Leave each process a distributed Muon's momentum of its own matrices alone, after `gather` or a restore."""
+    for _, state, owner in _dealt(optimizers):
+        if dist.get_rank() != owner:
+            state.pop("momentum", None)
+
+
+def _dealt(optimizers: list[torch.optim.Optimizer]) -> list[tuple[Tensor, dict[str, Any], int]]:
+    """Each matrix of a distributed Muon over several processes: itself, its state, the process that holds that."""
+    size = dist.get_world_size() if dist.is_initialized() else 1
+    muons = [each for each in optimizers if isinstance(each, Muon) and each.distributed and size > 1]
+    matrices = [(muon, p) for muon in muons for group in muon.param_groups for p in group["params"]]
+    return [(p, muon.state[p], i % size) for i, (muon, p) in enumerate(matrices)]
+
+
 def _scale(p: Tensor, group: dict[str, Any]) -> float:
     """What the orthogonalised update of a weight is multiplied by."""
     rows, cols = p.shape[0] // group["parts"], p.shape[1]

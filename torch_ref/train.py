@@ -19,17 +19,21 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import get_total_norm
 
-from jaxgpt import compare
-from jaxgpt.errors import BadInput, NotFinite, exit_codes
+from jaxgpt.errors import BadInput, NotFinite, NotWritten, exit_codes, not_finite, stopped
 from jaxgpt.flags import default_recipe, embedded_notice, recipe_and_flags, shard_patterns
+from jaxgpt.interrupt import Interrupt, interruptible
 from jaxgpt.recipes import DType, Precision, Recipe, precision
+from jaxgpt.resume import finished_after, same_run
 from jaxgpt.runlog import RunLog, describe, run_folder
+from jaxgpt.saved import Progress, steps_in
 from jaxgpt.shards import inspect_shards
 from torch_ref import bridge, mesh, tokens
+from torch_ref.checkpoint import Checkpoints
 from torch_ref.loss import cross_entropy
 from torch_ref.mesh import Mesh
 from torch_ref.model import GPT
-from torch_ref.muon import Muon
+from torch_ref.moments import set_moments
+from torch_ref.muon import Muon, keep_own
 from torch_ref.optimizer import clip, make_optimizer, multiplier, set_learning_rates
 
 PROG = "python -m torch_ref.train"
@@ -57,7 +61,8 @@ class Step(NamedTuple):
     update: Callable[[TrainState, dict[str, Tensor]], TrainState]
     """(state, gradients) -> state after one update."""
     step: Callable[[TrainState, Tensor, Tensor], tuple[TrainState, dict[str, Any]]]
-    """(state, inputs, targets) -> state after one update, and train_loss and grad_norm (on the device) and lr."""
+    """(state, inputs, targets) -> state after one update, and train_loss and grad_norm (on the device), lr, and norms,
+    the gradient's by weight."""
     evaluate: Callable[[TrainState, Tensor, Tensor], Float[Tensor, ""]]
     """(state, inputs, targets) -> mean loss over all processes in the validation dtype."""
 
@@ -79,7 +84,7 @@ class Loss(nn.Module):
         )
 
 
-def make_step(recipe: Recipe, precision: Precision, devices: Mesh, micro_batch: int) -> Step:
+def make_step(recipe: Recipe, precision: Precision, devices: Mesh, micro_batch: int, skip: bool = False) -> Step:
     """What one step of a recipe is. The trainer and the parity ladder both get it here.
 
     Args:
@@ -87,6 +92,8 @@ def make_step(recipe: Recipe, precision: Precision, devices: Mesh, micro_batch: 
       precision: how exactly. PyTorch's float32 products are never TF32 here, whatever `matmul` says.
       devices: this process's device, and how many processes share a step.
       micro_batch: sequences a device takes at once; the rest of its share is accumulated inside the step.
+      skip: a step whose loss or gradient isn't finite changes no weight and no moment; the schedule moves on. Each step
+        then waits for its loss.
     """
     schedule = multiplier(recipe.schedule)
     summed = recipe.model.loss_reduction == "sum"
@@ -129,7 +136,10 @@ def make_step(recipe: Recipe, precision: Precision, devices: Mesh, micro_batch: 
     def step(state: TrainState, inputs: Tensor, targets: Tensor) -> tuple[TrainState, dict[str, Any]]:
         train_loss, grads = gradients(state, inputs, targets)
         lr = recipe.optimizer.lr * schedule(state.step)
-        metrics = {"train_loss": train_loss, "grad_norm": get_total_norm(list(grads.values())), "lr": lr}
+        norm, norms = get_total_norm(list(grads.values())), {n: torch.linalg.vector_norm(g) for n, g in grads.items()}
+        metrics = {"train_loss": train_loss, "grad_norm": norm, "lr": lr, "norms": norms}
+        if skip and not (train_loss.isfinite() & norm.isfinite()):
+            return state._replace(step=state.step + 1), metrics
         return update(state, grads), metrics
 
     @torch.no_grad()
@@ -202,12 +212,18 @@ def compile_ahead(
 @exit_codes
 def main(argv: list[str] | None = None) -> None:
     """The program; see `jaxgpt.flags.Flags`."""
-    argv = sys.argv[1:] if argv is None else argv
+    with interruptible() as interrupt:
+        run(sys.argv[1:] if argv is None else argv, interrupt)
+
+
+def run(argv: list[str], interrupt: Interrupt) -> None:
+    """Train as the command line says, until the end or until `interrupt` wishes."""
     flags = recipe_and_flags(argv, PROG, "tiny")[1]
     devices = mesh.make_mesh(flags.mesh)
     on_cpu = devices.device.type == "cpu"
     recipe, flags, overrides = recipe_and_flags(argv, PROG, default_recipe(flags, accelerator=not on_cpu))
-    if flags.recipe is None and flags.data is None and recipe.data.tokens == "bytes" and devices.rank == 0:
+    nobody_said = flags.recipe is None and flags.data is None and recipe.data.tokens == "bytes" and not flags.resume
+    if nobody_said and devices.rank == 0:
         print(embedded_notice(recipe, flags), flush=True)
     exactly = precision(recipe, flags.dtype, attention="exact" if on_cpu else "fast", rounding=flags.rounding)
     data, config = recipe.data, recipe.model
@@ -222,8 +238,11 @@ def main(argv: list[str] | None = None) -> None:
         fits = max(len(val_inputs) // devices.size, 1) * devices.size * config.context
         raise BadInput(f"--val-tokens {data.val_tokens} doesn't divide over --mesh {devices.size}: give {fits}")
     val_micro_batch = mesh.micro_batch(len(val_inputs), devices.size, micro_batch, None)
-    weights = flags.init_from and bridge.load_state(flags.init_from, recipe, exactly.parameters, exactly.embedding)
     folder = run_folder(flags, recipe)
+    goes_on = flags.resume and steps_in(folder / "checkpoints")
+    weights = None
+    if flags.init_from and not goes_on:
+        weights = bridge.load_state(flags.init_from, recipe, exactly.parameters, exactly.embedding)
     mesh.wait_for_all(devices)  # the first process makes the folder once all have seen that it isn't there
 
     steps = min(recipe.schedule.steps, flags.stop_at or recipe.schedule.steps)
@@ -238,17 +257,32 @@ def main(argv: list[str] | None = None) -> None:
         {"train": train_shards, "val": val_shards},
         ("torch", "numpy"),
     )
-    log = RunLog(folder, described, steps, recipe.step_tokens, writes=devices.rank == 0)
+    before = same_run(folder, described) if flags.resume else None
+    if flags.resume and finished_after(folder) >= steps:
+        print(f"run {folder} is finished: {finished_after(folder)} steps are done", flush=True)
+        return
+    log = RunLog(folder, described, steps, recipe.step_tokens, devices.rank == 0, flags.resume)
+    checkpoints = Checkpoints(folder / "checkpoints", flags.keep, described, recipe, devices)
     started = time.perf_counter()
-    program = make_step(recipe, exactly, devices, micro_batch)
-    state = program.start(weights) if weights else program.init(flags.seed)
+    program = make_step(recipe, exactly, devices, micro_batch, skip=flags.on_nonfinite == "skip")
+    saved, was = None, Progress()
+    if flags.resume:
+        saved, was = checkpoints.restore(exactly) or (saved, was)
+        log.go_on(was, before)
+    if saved is None:
+        state = program.start(weights) if weights else program.init(flags.seed)
+    else:
+        state = program.start(saved.weights)._replace(step=was.step)
     share = data.sequences // devices.size
     rows = slice(devices.rank * share, (devices.rank + 1) * share)
     place = lambda each: mesh.place(devices, each)  # noqa: E731
-    position = tokens.Position()
+    position = tokens.Position(was.shard, was.offset)
     x, y = (place(each[:micro_batch]) for each in stream.read(position, rows))
     x_val, y_val = (place(each[:val_micro_batch]) for each in (val_inputs, val_targets))
     compile_ahead(program, state, (x, y), (x_val, y_val))
+    if saved is not None:
+        set_moments(state.optimizers, state.model, saved.moments, was.step - was.skipped)
+        keep_own(state.optimizers)
     log.write_config(compile={"seconds": round(time.perf_counter() - started, 2)})
 
     pending = None
@@ -258,22 +292,22 @@ def main(argv: list[str] | None = None) -> None:
         nonlocal pending
         if pending is None:
             return
-        done, fetched, lr, at = pending
+        done, fetched, metrics, at = pending
         pending = None
-        train_loss, grad_norm = fetched()
-        for name, value in (("train_loss", train_loss), ("grad_norm", grad_norm)):
-            if not math.isfinite(value):
-                raise NotFinite(
-                    f"{name} of step {done} is {value}: its tokens start at {at.offset} of "
-                    f"{stream.paths[at.shard]}; lower --optimizer.lr or look at that shard"
-                )
-        log.train(done, train_loss, grad_norm, lr, mesh.peak_bytes(devices))
+        loss, norm = fetched()
+        if flags.on_nonfinite == "stop" and not (math.isfinite(loss) and math.isfinite(norm)):
+            by_weight = {name: each.item() for name, each in metrics["norms"].items()}
+            raise not_finite(done, loss, norm, stream.paths[at.shard], at.offset, by_weight)
+        log.train(done, loss, norm, metrics["lr"], mesh.peak_bytes(devices))
 
     log.start()
+    log.start_clock()
+    interrupt.training = True
     with contextlib.closing(tokens.ahead(tokens.batches(stream, position, place, rows))) as upcoming:
         try:
-            for done in range(steps + 1):
-                if recipe.validates_after(done, last=steps):
+            for done in range(was.step, steps + 1):
+                stopping = interrupt.signal
+                if recipe.validates_after(done, last=steps) and done > log.validated and not stopping:
                     record()
                     val_loss = validate(program.evaluate, state, devices, val_inputs, val_targets, val_micro_batch)
                     if not math.isfinite(val_loss):
@@ -283,21 +317,31 @@ def main(argv: list[str] | None = None) -> None:
                         )
                     log.validation(done, val_loss)
                     log.start_clock()
+                if done > was.step and (done % flags.save_every == 0 or done == steps or stopping):
+                    record()
+                    progress = log.progress(done, position.shard, position.offset)
+                    broken = checkpoints.save(state.model, state.optimizers, progress)
+                    if broken:
+                        raise NotFinite(f"after {done} steps {broken} isn't finite: lower --optimizer.lr")
+                if stopping:
+                    checkpoints.wait()
+                    raise stopped(stopping, done, checkpoints.saved, folder)
                 if done == steps:
                     break
                 inputs, targets, after = next(upcoming)
                 state, metrics = program.step(state, inputs, targets)
                 fetched = mesh.fetch(devices, [metrics["train_loss"], metrics["grad_norm"]])
                 record()
-                pending, position = (done + 1, fetched, metrics["lr"], position), after
+                pending, position = (done + 1, fetched, metrics, position), after
         finally:
             log.finish()
+            is_saved = checkpoints.wait()
 
     if log.writes:
-        bridge.save_state(folder / "weights.safetensors", state.model.state_dict(), recipe, step=steps)
-        compare.plot_run(folder, folder / "curve.png")
-        print(f"val loss {log.val_loss:.4f} after {steps} steps\nrun {folder}\nplot {folder / 'curve.png'}", flush=True)
+        log.finished(lambda file: bridge.save_state(file, state.model.state_dict(), recipe, step=steps))
     mesh.close(devices)
+    if not is_saved:
+        raise NotWritten(f"the checkpoint of step {steps}, the last, wasn't saved; weights.safetensors is in {folder}")
 
 
 if __name__ == "__main__":
