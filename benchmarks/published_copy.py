@@ -4,6 +4,7 @@ Changed are step counts, validation tokens and data paths; and Inductor's coordi
 compiles for over four minutes. Each change must fit one place of the text, or the script is refused.
 """
 
+import importlib
 import re
 from pathlib import Path
 
@@ -18,9 +19,8 @@ UNTIMED = 10
 
 def known_recipe(file: Path) -> str:
     """Which recipe the published script in `file` trained; `BadInput` where it isn't a known one, unchanged."""
-    from parity_tests.published_script import identify  # imports both frameworks
-
-    return identify(file).recipe
+    script = importlib.import_module("parity_tests.published_script")  # which imports both frameworks
+    return script.identify(file).recipe
 
 
 def changed_copy(file: Path, steps: int, data: str, val_data: str, devices: int) -> str:
@@ -51,9 +51,11 @@ def changes(schedule: ScheduleConfig, data: str, val_data: str, val_tokens: int)
 def replaced(text: str, changes: list[tuple[str, str]], name: str) -> str:
     """`text` with each of the changes made in its one place."""
     for pattern, value in changes:
-        text, count = re.subn(pattern, lambda found, value=value: found[1] + value, text)
-        if count != 1:
-            raise BadInput(f"{name}: {pattern!r} fits {count} places, not one: give the published script as it was")
+        places = list(re.finditer(pattern, text))
+        if len(places) != 1:
+            many = f"{pattern!r} fits {len(places)} places, not one"
+            raise BadInput(f"{name}: {many}: give the published script as it was")
+        text = text[: places[0].end(1)] + value + text[places[0].end() :]
     return text
 
 

@@ -5,9 +5,12 @@ torch_ref.train`, or of a user's own copy of a published script, whose log is re
 """
 
 import contextlib
+import hashlib
 import json
+import math
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +19,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -54,6 +58,8 @@ class Plan:
     """Of both trainers."""
     work: Path
     """Where runs and compilers' caches go."""
+    keep: Path | None = None
+    """Where runs' folders go instead of being deleted, as TRAINER-ALTERNATION, without weights and checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -120,15 +126,15 @@ def make_up_tokens(folder: Path, recipe: Recipe, steps: int) -> tuple[str, str]:
     needed = (steps + 1) * recipe.step_tokens + 1
     for kind, count in (("train", needed), ("val", recipe.step_tokens + 1)):
         write_shard(folder / f"random_{kind}_000001.bin", drawn.integers(0, recipe.model.token_ids, count, np.uint16))
-    return str(folder / "random_train_*.bin"), str(folder / "random_val_*.bin")
+    return str(folder.absolute() / "random_train_*.bin"), str(folder.absolute() / "random_val_*.bin")
 
 
 def run(each: Entry, plan: Plan, alternation: int, devices: int, limit_s: float) -> TimedRun | FailedRun:
     """Run a trainer once, in a process of its own that ends within `limit_s` seconds, and read what it did.
 
-    The compilers' caches lie in `plan.work`, one for each trainer: the first run of a trainer finds its own empty.
+    The compilers' caches lie in `plan.work`, one for each entry and number of devices: the first run finds it empty.
     """
-    cache = plan.work / f"cache-{each.trainer}"
+    cache = plan.work / f"cache-{hashlib.sha256(each.label.encode()).hexdigest()[:8]}-{devices}"
     was_there = (cache / "used").exists()
     environment = dict(os.environ) | {"XDG_CACHE_HOME": str(cache), "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor")}
     environment |= {"TRITON_CACHE_DIR": str(cache / "triton"), "JAX_COMPILATION_CACHE_DIR": str(cache / "jax")}
@@ -145,12 +151,18 @@ def run(each: Entry, plan: Plan, alternation: int, devices: int, limit_s: float)
         (cache / "used").touch()
         model = plan.recipe.model
         if each.trainer == "published":
-            found = read_log(said)
-            config = {"versions": {}, "devices": [""], "micro_batch": None}
+            try:
+                found = read_log(said)
+            except BadInput as error:
+                return FailedRun(each.label, alternation, devices, code, f"{error}: {said[-_LAST_WORDS:]}")
+            config: dict[str, Any] = {"versions": {}, "devices": [""], "micro_batch": None}
         else:
             config = json.loads((Path(folder) / "run" / "config.json").read_text(encoding="utf-8"))
             found = _read_metrics(Path(folder) / "run", plan.recipe.step_tokens)
             found["compile_s"] = config["compile"]["seconds"]
+            if plan.keep is not None:
+                left_out = shutil.ignore_patterns("checkpoints", "weights.safetensors", "lock")
+                shutil.copytree(Path(folder) / "run", plan.keep / f"{each.trainer}-{alternation}", ignore=left_out)
         return TimedRun(
             trainer=each.label,
             recipe=plan.recipe.name,
@@ -173,14 +185,17 @@ def _command(each: Entry, plan: Plan, devices: int, folder: Path) -> list[str]:
     several = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(devices)]
     if each.trainer == "published":
         assert plan.published is not None
-        copy = folder / "train_gpt2.py"
+        copy = folder / "train_gpt2.py"  # as it was called
         copy.write_text(changed_copy(plan.published, plan.steps, plan.data, plan.val_data, devices), encoding="utf-8")
         return [*several, str(copy)]
     torchrun = each.trainer == "torch_ref" and devices > 1
     start = [*several, "-m", "--"] if torchrun else [sys.executable, "-m"]
     words = [*start, f"{each.trainer}.train", "--recipe", plan.recipe.name, "--mesh", str(devices)]
     words += ["--steps", str(plan.steps), "--data", plan.data, "--val-data", plan.val_data]
-    words += ["--val-every", str(plan.steps), "--save-every", str(plan.steps), "--run", str(folder / "run")]
+    data = plan.recipe.data
+    rows = devices * math.gcd(data.micro_batch, max(data.sequences // devices, 1))
+    words += ["--val-tokens", str(rows * plan.recipe.model.context), "--val-every", str(plan.steps)]
+    words += ["--save-every", str(plan.steps), "--run", str(folder / "run")]
     return [*words, *plan.flags, *each.flags]
 
 
