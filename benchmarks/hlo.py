@@ -59,8 +59,8 @@ def instructions(text: str) -> dict[str, Instruction]:
             members.setdefault(computation, []).append(name)
             if called := _CALLS.search(line):
                 calls[name] = called[1]
-    for name, called in calls.items():
-        inside = [found[each] for each in members.get(called, ())]
+    for name, inner in calls.items():
+        inside = [found[each] for each in members.get(inner, ())]
         found[name] = replace(
             found[name],
             stacks=_joined(each.stacks for each in inside) or found[name].stacks,

@@ -37,7 +37,7 @@ def kernels(run: Path, trainer: str) -> list[Kernel]:
       BadInput: there is no trace, or it holds no kernel.
     """
     folder = trace_folder(run)
-    files = sorted(folder.glob("**/*.trace.json.gz"))
+    files = sorted(folder.glob("**/*.trace.json.gz")) or sorted(folder.glob("**/*.xplane.pb"))
     if not files:
         raise BadInput(f"{folder} holds no trace: train that run with --profile 3")
     if trainer == "jaxgpt":
@@ -52,12 +52,30 @@ def kernels(run: Path, trainer: str) -> list[Kernel]:
 
 
 def _events(file: Path) -> list[dict]:
+    if file.suffix == ".pb":
+        return _profile_events(file)
     try:
         with gzip.open(file, "rt", encoding="utf-8") as text:
             events = json.load(text)["traceEvents"]
     except (OSError, EOFError, ValueError, KeyError, TypeError):
         raise BadInput(f"{file} is no trace: profile that run again") from None
     return [event for event in events if isinstance(event, dict)]
+
+
+def _profile_events(file: Path) -> list[dict]:
+    """The same of the profiler's own file, which JAX reads; not every version writes Chrome's beside it."""
+    import jax
+
+    events: list[dict] = []
+    for pid, plane in enumerate(jax.profiler.ProfileData.from_file(str(file)).planes):
+        events.append({"ph": "M", "name": "process_name", "pid": pid, "args": {"name": plane.name}})
+        for tid, line in enumerate(plane.lines):
+            where = {"pid": pid, "tid": tid}
+            events.append({"ph": "M", "name": "thread_name", "args": {"name": line.name}} | where)
+            for e in line.events:
+                times = {"ts": e.start_ns / 1000, "dur": e.duration_ns / 1000}
+                events.append({"ph": "X", "name": e.name, "args": dict(e.stats)} | times | where)
+    return events
 
 
 def jax_kernels(events: list[dict], known: dict[str, Instruction]) -> list[Kernel]:

@@ -27,6 +27,7 @@ from benchmarks.published_copy import changed_copy, read_log
 from jaxgpt.errors import BadInput
 from jaxgpt.flops import newton_schulz_flops, token_flops
 from jaxgpt.recipes import Recipe
+from jaxgpt.recorded import from_json
 from jaxgpt.shards import write_shard
 
 TRAINERS = ("jaxgpt", "torch_ref", "published")
@@ -149,7 +150,7 @@ def run(each: Entry, plan: Plan, alternation: int, devices: int, limit_s: float)
         if code != 0:
             return FailedRun(each.label, alternation, devices, code, said[-_LAST_WORDS:])
         (cache / "used").touch()
-        model = plan.recipe.model
+        recipe = plan.recipe
         if each.trainer == "published":
             try:
                 found = read_log(said)
@@ -158,20 +159,21 @@ def run(each: Entry, plan: Plan, alternation: int, devices: int, limit_s: float)
             config: dict[str, Any] = {"versions": {}, "devices": [""], "micro_batch": None}
         else:
             config = json.loads((Path(folder) / "run" / "config.json").read_text(encoding="utf-8"))
-            found = _read_metrics(Path(folder) / "run", plan.recipe.step_tokens)
+            recipe = from_json(Recipe, config["recipe"], "config.json: recipe")
+            found = _read_metrics(Path(folder) / "run", recipe.step_tokens)
             found["compile_s"] = config["compile"]["seconds"]
             if plan.keep is not None:
                 left_out = shutil.ignore_patterns("checkpoints", "weights.safetensors", "lock")
                 shutil.copytree(Path(folder) / "run", plan.keep / f"{each.trainer}-{alternation}", ignore=left_out)
         return TimedRun(
             trainer=each.label,
-            recipe=plan.recipe.name,
+            recipe=recipe.name,
             alternation=alternation,
             devices=devices,
             cache="warm" if was_there else "cold",
-            step_tokens=plan.recipe.step_tokens,
-            token_flops=token_flops(model),
-            newton_schulz_flops=newton_schulz_flops(model, plan.recipe.optimizer),
+            step_tokens=recipe.step_tokens,
+            token_flops=token_flops(recipe.model),
+            newton_schulz_flops=newton_schulz_flops(recipe.model, recipe.optimizer),
             micro_batch=config["micro_batch"],
             card=config["devices"][0],
             versions=config["versions"],

@@ -163,7 +163,8 @@ class RunLog:
         )
         self._task = self._bar.add_task(config["recipe"]["name"], total=steps, loss="loss -", rate="- tok/s")
         self._steps = steps
-        self._peak_flops = peak_flops(config["devices"])
+        peak = peak_flops(config["devices"])
+        self._peak_tokens_per_s = peak / config["token_flops"] if peak else None
         self._say("compiling")
 
     def _say(self, what: str) -> None:
@@ -231,8 +232,8 @@ class RunLog:
         self._line(step=step, **values, tokens_per_s=round(rate, 1), peak_bytes=peak_bytes)
         if self.writes and not skipped:
             said = f"{_short(rate)} tok/s"
-            if self._peak_flops:
-                said += f"  {rate * self.config['token_flops'] / self._peak_flops:.0%} MFU"
+            if self._peak_tokens_per_s:
+                said += f"  {rate / self._peak_tokens_per_s:.0%} MFU"
             self._bar.update(self._task, completed=step, loss=f"loss {loss:.4f}", rate=said)
 
     def validation(self, step: int, loss: float) -> None:
