@@ -25,7 +25,7 @@ import tyro
 
 from benchmarks.kinds import KINDS
 from benchmarks.traces import Kernel, kernels
-from benchmarks.trainer_runs import FailedRun, Plan, entry, make_up_tokens, run
+from benchmarks.trainer_runs import FailedRun, Plan, entry, run, shards
 from jaxgpt.commands import parse
 from jaxgpt.errors import BadInput, exit_codes
 from jaxgpt.flags import recipe_and_flags
@@ -108,11 +108,9 @@ def profiled(flags: Flags) -> list[Breakdown]:
         raise BadInput("--trainers published: that script has no --profile; give jaxgpt, torch_ref")
     found = []
     with tempfile.TemporaryDirectory(prefix="breakdown-") as work:
-        glob, val_glob = flags.data, flags.val_data
-        if glob is None or val_glob is None:
-            glob, val_glob = make_up_tokens(Path(work), recipe, steps)
+        patterns = shards(flags.data, flags.val_data, Path(work), recipe, steps)
         words = (*more, "--profile", str(flags.profile))
-        plan = Plan(recipe, steps, glob, val_glob, None, words, Path(work), keep=flags.keep or Path(work) / "kept")
+        plan = Plan(recipe, steps, *patterns, None, words, Path(work), keep=flags.keep or Path(work) / "kept")
         on_gpu = _has_gpu()
         for i, written in enumerate(flags.trainers):
             each = entry(f"XLA_FLAGS={NO_COMMAND_BUFFERS} {written}" if on_gpu else written)

@@ -12,6 +12,7 @@ changed. This program imports neither JAX nor PyTorch, except to know that scrip
 
 import datetime
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -25,7 +26,7 @@ import tyro
 
 from benchmarks.published_copy import known_recipe
 from benchmarks.throughput_table import read_results, table
-from benchmarks.trainer_runs import Entry, FailedRun, Plan, TimedRun, as_json, entry, make_up_tokens, run
+from benchmarks.trainer_runs import Entry, FailedRun, Plan, TimedRun, as_json, entry, python_path, run, shards
 from jaxgpt.commands import parse
 from jaxgpt.errors import BadInput, exit_codes
 from jaxgpt.flags import recipe_and_flags
@@ -130,10 +131,8 @@ def measure(flags: Measured, order: list[tuple[int, int]], command: str) -> dict
         "failed": [],
     }
     with tempfile.TemporaryDirectory(prefix="throughput-") as work:
-        glob, val_glob = flags.data, flags.val_data
-        if glob is None or val_glob is None:
-            glob, val_glob = make_up_tokens(Path(work), recipe, flags.steps)
-        plan = Plan(recipe, flags.steps, glob, val_glob, flags.published, tuple(more), Path(work))
+        patterns = shards(flags.data, flags.val_data, Path(work), recipe, flags.steps)
+        plan = Plan(recipe, flags.steps, *patterns, flags.published, tuple(more), Path(work))
         took: dict[tuple[str, int, bool], float] = {}
         left = lambda: flags.budget - (time.monotonic() - started)  # noqa: E731
         for framework in ("jax", "torch") if flags.gemm_size else ():
@@ -164,8 +163,6 @@ def check(flags: Measured) -> tuple[Path | None, list[Entry]]:
         raise BadInput(f"--out {flags.out} exists and is left as it is: give another name")
     if flags.out is not None and not flags.out.absolute().parent.is_dir():
         raise BadInput(f"--out {flags.out}: there is no folder {flags.out.absolute().parent}; make it")
-    if (flags.data is None) != (flags.val_data is None):
-        raise BadInput("--data and --val-data go together: give both, or neither for random tokens")
     entries = [entry(written) for written in flags.trainers]
     if any(each.trainer == "published" for each in entries) != (flags.published is not None):
         raise BadInput("--trainers published and --published FILE go together: give both or neither")
@@ -176,7 +173,8 @@ def gemm_flops(framework: str, size: int, limit_s: float) -> list[float]:
     """Operations a second of bfloat16 products in a framework, each a group's mean; empty where that fails."""
     command = [sys.executable, "-m", "benchmarks.gemm", framework, "--size", str(size)]
     try:
-        ended = subprocess.run(command, capture_output=True, text=True, timeout=max(limit_s, 1))
+        environment = dict(os.environ) | {"PYTHONPATH": python_path()}
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=max(limit_s, 1), env=environment)
         return json.loads(ended.stdout.splitlines()[-1])["flops"] if ended.returncode == 0 else []
     except (subprocess.TimeoutExpired, ValueError, IndexError):
         return []

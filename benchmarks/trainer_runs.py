@@ -5,6 +5,7 @@ torch_ref.train`, or of a user's own copy of a published script, whose log is re
 """
 
 import contextlib
+import glob
 import hashlib
 import json
 import math
@@ -130,6 +131,27 @@ def make_up_tokens(folder: Path, recipe: Recipe, steps: int) -> tuple[str, str]:
     return str(folder.absolute() / "random_train_*.bin"), str(folder.absolute() / "random_val_*.bin")
 
 
+def python_path() -> str:
+    """PYTHONPATH with this checkout first, for a process that starts in another folder."""
+    return os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
+def shards(data: str | None, val_data: str | None, folder: Path, recipe: Recipe, steps: int) -> tuple[str, str]:
+    """Globs of the tokens that are asked for, or of random ones made in `folder`.
+
+    Raises:
+      BadInput: one without the other, or one that fits no file.
+    """
+    if data is None and val_data is None:
+        return make_up_tokens(folder, recipe, steps)
+    if data is None or val_data is None:
+        raise BadInput("--data and --val-data go together: give both, or neither for random tokens")
+    for flag, pattern in (("--data", data), ("--val-data", val_data)):
+        if not glob.glob(pattern):
+            raise BadInput(f"{flag} {pattern} fits no file: give a glob of shards")
+    return str(Path(data).absolute()), str(Path(val_data).absolute())
+
+
 def run(each: Entry, plan: Plan, alternation: int, devices: int, limit_s: float) -> TimedRun | FailedRun:
     """Run a trainer once, in a process of its own that ends within `limit_s` seconds, and read what it did.
 
@@ -139,13 +161,15 @@ def run(each: Entry, plan: Plan, alternation: int, devices: int, limit_s: float)
     was_there = (cache / "used").exists()
     environment = dict(os.environ) | {"XDG_CACHE_HOME": str(cache), "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor")}
     environment |= {"TRITON_CACHE_DIR": str(cache / "triton"), "JAX_COMPILATION_CACHE_DIR": str(cache / "jax")}
-    environment |= {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])}
+    environment |= {"PYTHONPATH": python_path()}
     environment |= dict(each.environment)
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=plan.work) as folder:
         command = _command(each, plan, devices, Path(folder))
         started = time.perf_counter()
-        code, said = _finish(command, Path(folder), environment, limit_s)
+        # The published script writes its logs where it is started.
+        where = Path(folder) if each.trainer == "published" else Path.cwd()
+        code, said = _finish(command, where, Path(folder) / "said", environment, limit_s)
         wall_s = time.perf_counter() - started
         if code != 0:
             return FailedRun(each.label, alternation, devices, code, said[-_LAST_WORDS:])
@@ -201,11 +225,13 @@ def _command(each: Entry, plan: Plan, devices: int, folder: Path) -> list[str]:
     return [*words, *plan.flags, *each.flags]
 
 
-def _finish(command: list[str], folder: Path, environment: dict[str, str], limit_s: float) -> tuple[int | None, str]:
+def _finish(
+    command: list[str], where: Path, log: Path, environment: dict[str, str], limit_s: float
+) -> tuple[int | None, str]:
     """Exit code and output of a process; None where it had to be ended, with all that it started."""
-    with open(folder / "said", "w+", encoding="utf-8", errors="replace") as said:
+    with open(log, "w+", encoding="utf-8", errors="replace") as said:
         process = subprocess.Popen(
-            command, cwd=folder, env=environment, stdout=said, stderr=subprocess.STDOUT, start_new_session=True
+            command, cwd=where, env=environment, stdout=said, stderr=subprocess.STDOUT, start_new_session=True
         )
         try:
             code = process.wait(max(limit_s, 1))

@@ -177,6 +177,7 @@ def test_another_trainer_is_bad_input(written):
         ("--skip 20", "--skip 20 of --steps 20"),
         ("--alternations 0", "--alternations 0"),
         ("--data a", "--data and --val-data go together"),
+        ("--data no/such --val-data no/such", "--data no/such fits no file"),
         ("--trainers published", "--published FILE go together"),
         ("--out no/such/folder.json", "there is no folder"),
         ("--trainers other", "--trainers other"),
@@ -229,12 +230,16 @@ def test_no_run_begins_that_would_last_beyond_the_budget(stand_in, capsys):
 
 
 def test_a_run_that_takes_too_long_is_ended_with_all_that_it_started(tmp_path):
-    code, _ = trainer_runs._finish(["sh", "-c", "echo here; sleep 60"], tmp_path, {"PATH": "/usr/bin:/bin"}, 1)
+    slow = ["sh", "-c", "sleep 60 & echo $! > child; wait"]
+    code, _ = trainer_runs._finish(slow, tmp_path, tmp_path / "said", {"PATH": "/usr/bin:/bin"}, 1)
+    child = Path(f"/proc/{(tmp_path / 'child').read_text().strip()}/stat")
     assert code is None
+    assert not child.exists() or child.read_text().split()[2] == "Z"
 
 
 def test_what_a_run_said_comes_with_its_exit_code(tmp_path):
-    ended = trainer_runs._finish(["sh", "-c", "echo here >&2; exit 7"], tmp_path, {"PATH": "/usr/bin:/bin"}, 5)
+    fails = ["sh", "-c", "echo here >&2; exit 7"]
+    ended = trainer_runs._finish(fails, tmp_path, tmp_path / "said", {"PATH": "/usr/bin:/bin"}, 5)
     assert ended == (7, "here\n")
 
 
