@@ -12,12 +12,13 @@ operation they are; times of steps come from `benchmarks.throughput`, where they
 """
 
 import json
+import os
 import shlex
 import subprocess
 import sys
 import tempfile
 from collections import defaultdict
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -113,7 +114,9 @@ def profiled(flags: Flags) -> list[Breakdown]:
         plan = Plan(recipe, steps, *patterns, None, words, Path(work), keep=flags.keep or Path(work) / "kept")
         on_gpu = _has_gpu()
         for i, written in enumerate(flags.trainers):
-            each = entry(f"XLA_FLAGS={NO_COMMAND_BUFFERS} {written}" if on_gpu else written)
+            each = entry(written)
+            if on_gpu:
+                each = replace(each, environment=without_command_buffers(each.environment))
             ended = run(each, plan, i, flags.mesh, flags.budget)
             folder = plan.keep / f"{each.trainer}-{i}" if plan.keep else Path()
             if isinstance(ended, FailedRun):
@@ -124,6 +127,12 @@ def profiled(flags: Flags) -> list[Breakdown]:
             except BadInput as error:
                 print(f"{written}: {error}", file=sys.stderr)
     return found
+
+
+def without_command_buffers(environment: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+    """The same environment, with one more of XLA's flags."""
+    flags = dict(environment).get("XLA_FLAGS", os.environ.get("XLA_FLAGS", ""))
+    return tuple((dict(environment) | {"XLA_FLAGS": f"{flags} {NO_COMMAND_BUFFERS}".strip()}).items())
 
 
 def _has_gpu() -> bool:

@@ -274,3 +274,13 @@ def test_the_profiler_s_own_file_says_the_same(real, folder):
         trace.unlink()
     again = of_run(folder / "kept" / "jaxgpt-0", 12)
     assert again.kinds == pytest.approx(real.kinds, rel=0.01, abs=1e-4)
+
+
+def test_command_buffers_are_turned_off_beside_the_user_s_own_flags(monkeypatch):
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    off = breakdown.NO_COMMAND_BUFFERS
+    assert breakdown.without_command_buffers((("XLA_FLAGS", "--a=b"), ("X", "1"))) == (
+        ("XLA_FLAGS", f"--a=b {off}"),
+        ("X", "1"),
+    )
+    assert breakdown.without_command_buffers(()) == (("XLA_FLAGS", off),)
