@@ -53,7 +53,7 @@ class Row:
     tokens_per_s: float
     """A device."""
     efficiency: float | None
-    """That over the same on the fewest devices measured, which should be one."""
+    """That over the same on one device; None where that wasn't measured."""
     newton_schulz: float | None
     """Share of the step."""
     loss_apart: float | None
@@ -105,7 +105,7 @@ def rows(results: dict) -> list[Row]:
                 devices,
                 step[key],
                 rate[key],
-                rate[key] / rate[fewest],
+                rate[key] / rate[trainer, 1] if (trainer, 1) in rate else None,
                 None if without is None else 1 - without / step[key],
                 apart,
                 max(run["peak_bytes"] for run in runs),

@@ -13,6 +13,7 @@ import os
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -162,6 +163,9 @@ def run(each: Entry, plan: Plan, alternation: int, devices: int, limit_s: float)
     environment = dict(os.environ) | {"XDG_CACHE_HOME": str(cache), "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor")}
     environment |= {"TRITON_CACHE_DIR": str(cache / "triton"), "JAX_COMPILATION_CACHE_DIR": str(cache / "jax")}
     environment |= {"PYTHONPATH": python_path()}
+    if each.trainer == "published" and devices == 1:  # what torchrun would say
+        environment |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+        environment |= {"MASTER_PORT": str(_free_port())}
     environment |= dict(each.environment)
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=plan.work) as folder:
@@ -206,14 +210,21 @@ def run(each: Entry, plan: Plan, alternation: int, devices: int, limit_s: float)
         )
 
 
+def _free_port() -> int:
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        return bound.getsockname()[1]
+
+
 def _command(each: Entry, plan: Plan, devices: int, folder: Path) -> list[str]:
     """The command line of a run whose folder will be `folder`/run."""
     several = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(devices)]
+    several += ["--local-addr", "127.0.0.1"]  # a machine without a network may not know its own name
     if each.trainer == "published":
         assert plan.published is not None
         copy = folder / "train_gpt2.py"  # as it was called
         copy.write_text(changed_copy(plan.published, plan.steps, plan.data, plan.val_data, devices), encoding="utf-8")
-        return [*several, str(copy)]
+        return [*several, str(copy)] if devices > 1 else [sys.executable, str(copy)]
     torchrun = each.trainer == "torch_ref" and devices > 1
     start = [*several, "-m", "--"] if torchrun else [sys.executable, "-m"]
     words = [*start, f"{each.trainer}.train", "--recipe", plan.recipe.name, "--mesh", str(devices)]

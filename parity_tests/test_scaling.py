@@ -25,6 +25,11 @@ def test_efficiency_is_a_device_s_rate_over_that_of_one(results):
     assert [row.efficiency for row in rows(results)] == pytest.approx([1.0, 1000.5 / 2 / 550.5])
 
 
+def test_without_one_device_there_is_no_efficiency(results):
+    results["runs"] = [run for run in results["runs"] if run["devices"] == 2]
+    assert [row.efficiency for row in rows(results)] == [None]
+
+
 def test_the_share_of_newton_schulz_is_what_a_step_without_it_saves(results):
     assert [row.newton_schulz for row in rows(results)] == pytest.approx([0.1, 0.1], abs=1e-4)
 

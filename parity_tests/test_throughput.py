@@ -317,3 +317,30 @@ def test_a_script_that_isn_t_of_the_recipe_is_refused(tmp_path, capsys, monkeypa
         throughput.main(["--trainers", "published", "--published", str(file)])
     assert end.value.code == 2
     assert str(file) in capsys.readouterr().err
+
+
+STAND_IN = (
+    FIELDS.replace("if hasattr(config", "config = Args()\nif hasattr(config")
+    + """
+import os
+from pathlib import Path
+assert (os.environ["RANK"], os.environ["WORLD_SIZE"], os.environ["LOCAL_RANK"]) == ("0", "1", "0")
+Path("logs").mkdir()
+print(Path(__file__).parent == Path.cwd())
+for step in range(Args.num_iterations):
+    print(f"step:{step + 1}/{Args.num_iterations} train_loss:3.5 train_time:{(step % 10 + 1) * 100}ms step_avg:nanms")
+print("peak memory consumption: 7 MiB")
+"""
+)
+
+
+def test_the_published_script_is_run_as_one_process_in_a_folder_of_its_own(tmp_path, monkeypatch):
+    file = tmp_path / "train_gpt2.py"
+    file.write_text(STAND_IN)
+    monkeypatch.setattr(published_copy, "known_recipe", lambda _: "muon-2024-10-12")
+    plan = trainer_runs.Plan(RECIPES["muon-2024-10-12"], 12, "/d/t_*.bin", "/d/v_*.bin", file, (), tmp_path)
+    ended = trainer_runs.run(entry("published"), plan, 0, 1, 30)
+    assert isinstance(ended, TimedRun), ended
+    assert ended.step_ms == [100.0] * 12
+    assert (ended.peak_bytes, ended.compile_s) == (7 * 2**20, None)
+    assert not (tmp_path / "logs").exists()
