@@ -12,6 +12,8 @@ from rich.console import Console
 from jaxgpt import runlog
 from jaxgpt.errors import BadInput
 from jaxgpt.profiled import BEFORE, Profile, check_profile
+from parity_tests.programs import TRAINERS
+from parity_tests.test_throughput import SMALL
 from torch_ref.profiled import TRACE, Tracer
 
 
@@ -106,3 +108,15 @@ def test_the_bar_shows_the_share_of_a_known_card_s_peak(bar):
 
 def test_the_bar_shows_none_on_a_cpu(bar):
     assert bar("x86_64") == "500.0K tok/s"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_both_trainers_trace_into_the_run_s_folder_or_refuse_before_there_is_one(trainer, tmp_path, run_all):
+    start = f"--recipe tiny {SMALL} --steps 5 --val-tokens 64 --val-every 5"
+    jobs = {"traced": f"{start} --run traced --profile 2", "refused": f"{start} --run refused --profile 3"}
+    ends = run_all(tmp_path, trainer, {name: words.split() for name, words in jobs.items()})
+    assert (ends["traced"].code, ends["refused"].code) == (0, 2), ends
+    assert len(list((tmp_path / "traced" / "trace").glob("**/*.trace.json.gz"))) == 1
+    assert "--profile 3" in ends["refused"].stderr
+    assert not (tmp_path / "refused").exists()

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from benchmarks.throughput_table import read_results, rows, table
 from benchmarks.trainer_runs import Entry, FailedRun, TimedRun, entry
 from jaxgpt.errors import BadInput
 from jaxgpt.recipes import RECIPES
+from parity_tests.programs import ROOT
 
 SMALL = "--model.layers 1 --model.width 16 --model.heads 2 --model.context 16 --data.sequences 4"
 
@@ -344,3 +347,9 @@ def test_the_published_script_is_run_as_one_process_in_a_folder_of_its_own(tmp_p
     assert ended.step_ms == [100.0] * 12
     assert (ended.peak_bytes, ended.compile_s) == (7 * 2**20, None)
     assert not (tmp_path / "logs").exists()
+
+
+def test_the_programs_that_measure_hold_no_framework_and_so_no_memory_of_the_card():
+    programs = "benchmarks.throughput, benchmarks.scaling, benchmarks.breakdown"
+    code = f"import sys, {programs}; sys.exit(bool({{'jax', 'torch'}} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
