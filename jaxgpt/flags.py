@@ -58,6 +58,8 @@ class Flags:
     the run and a signal save one too."""
     keep: int = 3
     """How many of the last checkpoints stay, beside the one of the lowest validation loss."""
+    profile: int | None = None
+    """Trace so many steps, from the fourth on, into RUN/trace: for Perfetto (ui.perfetto.dev) or XProf."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """When a loss or gradient is NaN or infinite: stop with exit 3, or skip the update and count."""
 

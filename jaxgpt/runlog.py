@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 from jaxgpt import compare
 from jaxgpt.errors import BadInput, NotWritten
 from jaxgpt.flags import Flags
+from jaxgpt.flops import peak_flops, token_flops
 from jaxgpt.recipes import Precision, Recipe
 from jaxgpt.resume import rows_until
 from jaxgpt.saved import Progress
@@ -101,6 +102,7 @@ def describe(
         "flags": dataclasses.asdict(flags),
         "precision": dataclasses.asdict(precision),
         "micro_batch": micro_batch,
+        "token_flops": token_flops(recipe.model),
         "devices": devices,
         "shards": {
             kind: [{"path": str(s.path), "tokens": s.tokens, "sha256": s.sha256} for s in each]
@@ -161,6 +163,8 @@ class RunLog:
         )
         self._task = self._bar.add_task(config["recipe"]["name"], total=steps, loss="loss -", rate="- tok/s")
         self._steps = steps
+        peak = peak_flops(config["devices"])
+        self._peak_tokens_per_s = peak / config["token_flops"] if peak else None
         self._say("compiling")
 
     def _say(self, what: str) -> None:
@@ -227,7 +231,10 @@ class RunLog:
             self.skipped += 1
         self._line(step=step, **values, tokens_per_s=round(rate, 1), peak_bytes=peak_bytes)
         if self.writes and not skipped:
-            self._bar.update(self._task, completed=step, loss=f"loss {loss:.4f}", rate=f"{_short(rate)} tok/s")
+            said = f"{_short(rate)} tok/s"
+            if self._peak_tokens_per_s:
+                said += f"  {rate / self._peak_tokens_per_s:.0%} MFU"
+            self._bar.update(self._task, completed=step, loss=f"loss {loss:.4f}", rate=said)
 
     def validation(self, step: int, loss: float) -> None:
         """Record the validation loss after `step` updates."""

@@ -31,6 +31,7 @@ from jaxgpt.interrupt import Interrupt, interruptible
 from jaxgpt.loss import cross_entropy
 from jaxgpt.model import GPT
 from jaxgpt.optimizer import make_optimizer, multiplier
+from jaxgpt.profiled import PROGRAM, Profile, check_profile, trace_folder
 from jaxgpt.recipes import Precision, Recipe, precision
 from jaxgpt.resume import finished_after, same_run
 from jaxgpt.runlog import RunLog, describe, run_folder
@@ -238,6 +239,7 @@ def run(argv: list[str], interrupt: Interrupt) -> None:
         weights = bridge.load_state(flags.init_from, recipe, exactly.parameters, exactly.embedding)
 
     steps = min(recipe.schedule.steps, flags.stop_at or recipe.schedule.steps)
+    check_profile(flags.profile, steps)
     described = describe(
         "jaxgpt",
         recipe,
@@ -275,6 +277,14 @@ def run(argv: list[str], interrupt: Interrupt) -> None:
     step = program.step.lower(state, batch, batch).compile(options)
     log.write_config(compile={"seconds": round(time.perf_counter() - started, 2)} | counts)
 
+    traces = trace_folder(folder)
+    traced = None if traces.exists() else flags.profile
+    wait = lambda: jax.block_until_ready(state)  # noqa: E731
+    profile = Profile(traced, was.step, steps, lambda: mesh.start_trace(traces), jax.profiler.stop_trace, wait)
+    if traced and log.writes:
+        traces.mkdir()
+        (traces / PROGRAM).write_text(step.as_text() or "", encoding="utf-8")
+
     pending = None
 
     def record() -> None:
@@ -298,6 +308,7 @@ def run(argv: list[str], interrupt: Interrupt) -> None:
         try:
             for done in range(was.step, steps + 1):
                 stopping = interrupt.signal
+                profile.at(done)
                 if recipe.validates_after(done, last=steps) and done > log.validated and not stopping:
                     record()
                     val_loss = validate(evaluate, state.params, devices, val_inputs, val_targets, val_micro_batch)

@@ -22,6 +22,7 @@ from torch.nn.utils import get_total_norm
 from jaxgpt.errors import BadInput, NotFinite, NotWritten, exit_codes, not_finite, stopped
 from jaxgpt.flags import default_recipe, embedded_notice, recipe_and_flags, shard_patterns
 from jaxgpt.interrupt import Interrupt, interruptible
+from jaxgpt.profiled import Profile, check_profile, trace_folder
 from jaxgpt.recipes import DType, Precision, Recipe, precision
 from jaxgpt.resume import finished_after, same_run
 from jaxgpt.runlog import RunLog, describe, run_folder
@@ -35,6 +36,7 @@ from torch_ref.model import GPT
 from torch_ref.moments import set_moments
 from torch_ref.muon import Muon, keep_own
 from torch_ref.optimizer import clip, make_optimizer, multiplier, set_learning_rates
+from torch_ref.profiled import Tracer
 
 PROG = "python -m torch_ref.train"
 
@@ -246,6 +248,7 @@ def run(argv: list[str], interrupt: Interrupt) -> None:
     mesh.wait_for_all(devices)  # the first process makes the folder once all have seen that it isn't there
 
     steps = min(recipe.schedule.steps, flags.stop_at or recipe.schedule.steps)
+    check_profile(flags.profile, steps)
     described = describe(
         "torch_ref",
         recipe,
@@ -285,6 +288,11 @@ def run(argv: list[str], interrupt: Interrupt) -> None:
         keep_own(state.optimizers)
     log.write_config(compile={"seconds": round(time.perf_counter() - started, 2)})
 
+    traces = trace_folder(folder)
+    tracer = Tracer(traces, devices.device, log.writes)
+    traced = None if traces.exists() else flags.profile
+    profile = Profile(traced, was.step, steps, tracer.start, tracer.stop, tracer.wait)
+
     pending = None
 
     def record() -> None:
@@ -307,6 +315,7 @@ def run(argv: list[str], interrupt: Interrupt) -> None:
         try:
             for done in range(was.step, steps + 1):
                 stopping = interrupt.signal
+                profile.at(done)
                 if recipe.validates_after(done, last=steps) and done > log.validated and not stopping:
                     record()
                     val_loss = validate(program.evaluate, state, devices, val_inputs, val_targets, val_micro_batch)
