@@ -2,12 +2,17 @@
 
 `python -m parity_tests.soak jaxgpt.train torch_ref.train`, in an empty folder, trains a one-layer model for 20,000
 steps, with a checkpoint every 500, and prints what it found; 1 is its exit where something grows.
+
+Other programs on the machine slow a step, and its processor time too, through shared caches and cores, more than what
+is looked for. So the last tenth of the run is compared with the first tenth of another run of the same flags that takes
+turns with it, a quarter of a second each.
 """
 
 import argparse
 import importlib
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -31,6 +36,10 @@ LARGEST_SLOPE = {"torch_ref.train": 50.0, "jaxgpt.train": 1000.0}
 """Bytes a step that the whole interval of memory's growth must stay below. Each save by Orbax leaves 100 KB and more
 behind: tensorstore's `Spec.to_json` loses lists of each array. Without saves JAX's memory is as flat as PyTorch's."""
 LARGEST_SLOWDOWN = 0.03
+MORE_THREADS = 4
+"""Pools of threads are filled as they are needed. One thread kept for each save would be 32 more."""
+TURN = 0.25
+"""Seconds."""
 
 
 class Found(NamedTuple):
@@ -48,9 +57,14 @@ class Found(NamedTuple):
     """The most open at once, in the first tenth after the warm-up and in the last tenth of the run."""
     threads: tuple[int, int]
     ms_per_step: tuple[float, float]
-    """Medians of processor time, in the first tenth of the run and the last."""
-    slowdown: float
-    """How much more of `reference` a step of the last tenth takes than one of the first."""
+    """Medians of processor time: of the first tenth of a run and the last, which took turns."""
+    ms_in_its_own_first_tenth: float
+    """At another time, under another load."""
+
+    @property
+    def slowdown(self) -> float:
+        """How much longer a step of the last tenth takes than one of the first, in parts of it."""
+        return self.ms_per_step[1] / self.ms_per_step[0] - 1
 
     @property
     def grows(self) -> list[str]:
@@ -58,52 +72,69 @@ class Found(NamedTuple):
         wrong = {
             "memory": self.interval[1] > LARGEST_SLOPE[self.trainer],
             "file handles": self.handles[1] > self.handles[0],
-            "threads": self.threads[1] > self.threads[0],
+            "threads": self.threads[1] > self.threads[0] + MORE_THREADS,
             "time of a step": self.slowdown > LARGEST_SLOWDOWN,
         }
         return [name for name, each in wrong.items() if each]
 
 
-def reference() -> float:
-    """Seconds of processor time that this thread needs for a fixed piece of work, of Python and of small products."""
-    began = time.thread_time()
-    x, total = np.eye(32, dtype=np.float32), 0
-    for i in range(200):
-        x = x @ x
-        total += len(str(i))
-    return time.thread_time() - began
-
-
 def sampling(trainer, file: Path) -> None:
-    """Have `trainer` write a row every few steps: the step, bytes, open files, threads, seconds of processor time up to
-    then and of `reference`, which aren't among the former."""
+    """Have `trainer` write a row every few steps: the step, bytes, open files, threads, seconds of processor time."""
     train, page = trainer.RunLog.train, os.sysconf("SC_PAGESIZE")
-    out, spent = file.open("w", encoding="utf-8", buffering=1), 0.0
+    out = file.open("w", encoding="utf-8", buffering=1)
 
     def logged(self, at: int, *metrics) -> None:
-        nonlocal spent
         train(self, at, *metrics)
         if at % EVERY == 0:
-            seconds = time.process_time() - spent
+            seconds = time.process_time()
             _, resident, of_files, *_ = map(int, Path("/proc/self/statm").read_text().split())
             handles, threads = (len(os.listdir(f"/proc/self/{kind}")) for kind in ("fd", "task"))
-            worked = reference()
-            spent += worked
-            out.write(f"{at} {(resident - of_files) * page} {handles} {threads} {seconds} {worked}\n")
+            out.write(f"{at} {(resident - of_files) * page} {handles} {threads} {seconds}\n")
 
     trainer.RunLog.train = logged
 
 
-def soak(module: str, steps: int, words: str = WORDS) -> np.ndarray:
-    """Train here in a child; rows of what `sampling` writes."""
-    trainer, file = importlib.import_module(module), Path(f"{module}.samples")
+def soak(module: str, steps: int, words: str = WORDS) -> tuple[np.ndarray, np.ndarray]:
+    """Train here in a child; rows of what `sampling` writes, and those of the other run's first tenth."""
+    trainer = importlib.import_module(module)
     words += f" --steps {steps} --save-every {min(SAVE_EVERY, max(steps // 40, 1))} --run {module}"
+    whole, other = Path(f"{module}.samples"), Path(f"{module}.first.samples")
+    first = _sampled(trainer, whole, words)
+    while _last_step(whole) < 0.9 * steps - EVERY and _is_running(first[0]):
+        time.sleep(0.01)
+    os.kill(first[0], signal.SIGSTOP)
+    second = _sampled(trainer, other, f"{words}-first --stop-at {steps // 10}")
+    while _last_step(other) < 2 * EVERY and _is_running(second[0]):
+        time.sleep(0.01)
+    turns = [second[0], first[0]]
+    while all(_is_running(child) for child in turns):
+        os.kill(turns[0], signal.SIGSTOP)
+        os.kill(turns[1], signal.SIGCONT)
+        time.sleep(TURN)
+        turns.reverse()
+    for child in turns:
+        os.kill(child, signal.SIGCONT)
+    for ended in (_end(*first), _end(*second)):
+        assert ended.code == 0, ended.stderr
+    return np.loadtxt(whole), np.loadtxt(other)
+
+
+def _sampled(trainer, file: Path, words: str) -> tuple[int, int, int]:
     train = trainer.RunLog.train
     sampling(trainer, file)
-    ended = _end(*_child(trainer, "", words.split()))
+    child = _child(trainer, "", words.split())
     trainer.RunLog.train = train
-    assert ended.code == 0, ended.stderr
-    return np.loadtxt(file)
+    return child
+
+
+def _last_step(file: Path) -> int:
+    *_, row = [b"0 ", *file.read_bytes().splitlines()]
+    return int(row.split()[0])
+
+
+def _is_running(child: int) -> bool:
+    """Whether it hasn't ended, without taking note of that for `_end`."""
+    return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
 
 
 def slope(step: np.ndarray, held: np.ndarray, cycle: int) -> tuple[float, tuple[float, float]]:
@@ -119,20 +150,13 @@ def slope(step: np.ndarray, held: np.ndarray, cycle: int) -> tuple[float, tuple[
     return float(line.slope), (float(line.slope - half), float(line.slope + half))
 
 
-def find(trainer: str, samples: np.ndarray) -> Found:
-    """What rows of samples say.
-
-    Other programs on the machine slow a step, and its processor time too, through shared caches and cores. They slow
-    `reference` as well: the median of a step's time in units of the one just before it is the step's own.
-    """
-    step, held, handles, threads, seconds, worked = samples.T
+def find(trainer: str, samples: np.ndarray, first: np.ndarray) -> Found:
+    """What the rows of a run say, and those of another one's first tenth."""
+    step, held, handles, threads, _ = samples.T
     steps = int(step[-1])
     settled = step > WARM_UP * steps
     growth, interval = slope(step[settled], held[settled], cycle=max(steps // 40, EVERY))
     early, late = settled & (step <= (WARM_UP + 0.1) * steps), step > 0.9 * steps
-    ms = np.diff(seconds) / np.diff(step) * 1e3
-    tenths = step[1:] <= 0.1 * steps, step[1:] > 0.9 * steps
-    first, last = (float(np.median((ms / worked[:-1])[tenth])) for tenth in tenths)
     return Found(
         trainer,
         steps,
@@ -141,9 +165,14 @@ def find(trainer: str, samples: np.ndarray) -> Found:
         interval,
         (int(handles[early].max()), int(handles[late].max())),
         (int(threads[early].max()), int(threads[late].max())),
-        (float(np.median(ms[tenths[0]])), float(np.median(ms[tenths[1]]))),
-        last / first - 1,
+        (_ms(first), _ms(samples[late])),
+        _ms(samples[step <= 0.1 * steps]),
     )
+
+
+def _ms(samples: np.ndarray) -> float:
+    """Median of a step's milliseconds."""
+    return float(np.median(np.diff(samples[:, 4]) / np.diff(samples[:, 0]))) * 1e3
 
 
 def main() -> None:
@@ -153,8 +182,8 @@ def main() -> None:
     asked = parser.parse_args()
     grown = []
     for module in asked.trainers:
-        found = find(module, soak(module, asked.steps))
-        print(json.dumps(found._asdict() | {"grows": found.grows}), flush=True)
+        found = find(module, *soak(module, asked.steps))
+        print(json.dumps(found._asdict() | {"slowdown": found.slowdown, "grows": found.grows}), flush=True)
         grown += found.grows
     sys.exit(bool(grown))
 
