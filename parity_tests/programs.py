@@ -31,9 +31,17 @@ class Ended(NamedTuple):
     changed: bool = False
 
 
-def drive(module: str, jobs: dict[str, list[str]], together: bool) -> None:
-    """Fork a child for each of the jobs, with the trainer imported and no device asked for; print how they ended."""
+def imported(module: str, trains: bool = True):
+    """The trainer; where its children will train, with what torch.optim imports at a first optimiser: once for all."""
     trainer = importlib.import_module(module)
+    if trains and module == "torch_ref.train":
+        importlib.import_module("torch._dynamo")
+    return trainer
+
+
+def drive(module: str, jobs: dict[str, list[str]], together: bool, trains: bool = True) -> None:
+    """Fork a child for each of the jobs, with the trainer imported and no device asked for; print how they ended."""
+    trainer = imported(module, trains)
     ends = {}
     if together:
         children = {name: _child(trainer, name, words) for name, words in jobs.items()}
@@ -165,7 +173,7 @@ def disk_fills_up(trainer) -> None:
     def logged(self, at: int, *metrics) -> None:
         train(self, at, *metrics)
         if at == 6:
-            with contextlib.suppress(OSError), open("filler", "wb", buffering=0) as filler:
+            with contextlib.suppress(OSError), open(self.folder.parent / "filler", "wb", buffering=0) as filler:
                 while filler.write(b"x" * 4096):
                     pass
 

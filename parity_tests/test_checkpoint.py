@@ -272,8 +272,11 @@ def test_a_checkpoint_takes_four_bytes_a_number(kept, framework, name):
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("muon-2024-10-12", "1.1 GB at 124M with Muon"), ("opt-adam-2024-10-29", "1.5 GB with AdamW")]
-    + [("soap-2024-10-09", "3.9 GB with SOAP")],
+    [
+        ("muon-2024-10-12", "1.1 GB at 124M with Muon"),
+        ("opt-adam-2024-10-29", "1.5 GB with AdamW"),
+        ("soap-2024-10-09", "3.9 GB with SOAP"),
+    ],
 )
 def test_the_readme_says_what_a_checkpoint_at_124m_takes(name, said):
     mesh_of_one = jaxgpt.mesh.make_mesh_of(jax.devices("cpu")[:1])

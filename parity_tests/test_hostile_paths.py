@@ -73,7 +73,11 @@ def folder(tmp_path_factory) -> Path:
 def ends(folder, run_all) -> dict[tuple[str, str], Ended]:
     """(trainer, name) -> how that run ended."""
     jobs = {name: [*SHORT, *DATA, *words] for name, (words, _) in REFUSED.items()}
-    return {(trainer, name): ended for trainer in TRAINERS for name, ended in run_all(folder, trainer, jobs).items()}
+    return {
+        (trainer, name): ended
+        for trainer in TRAINERS
+        for name, ended in run_all(folder, trainer, jobs, trains=False).items()
+    }
 
 
 @pytest.mark.parametrize("trainer", TRAINERS)

@@ -1,13 +1,16 @@
 """A run that was stopped or killed and goes on logs what an uninterrupted run logs, bit for bit, in both trainers."""
 
+import os
 import shutil
 import signal
+import socket
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 from jaxgpt.errors import BadInput
+from jaxgpt.flags import recipe_and_flags
 from jaxgpt.runlog import locked
 from jaxgpt.shards import write_shard
 from parity_tests.kills import rows
@@ -32,28 +35,33 @@ def runs(request, shards, tmp_path_factory, run_all) -> Runs:
     """One run as a whole; others that end after step 13, by a signal or a kill, and go on."""
     folder = tmp_path_factory.mktemp("runs")
     words = f"{data_in(shards)} {SMALL}"
-    jobs = {
-        "whole": f"{words} --run whole",
-        "killed": f"{words} --run killed",
-        "SIGTERM": f"{words} --run SIGTERM",
-        "SIGINT": f"{words} --run SIGINT",
-        "killed at the start": f"{words} --run start",
-    }
+    jobs = {name: f"{words} --run {name}" for name in ("whole", "killed", "SIGTERM")}
+    again = ["killed", "SIGTERM", "whole"]
+    if request.param == "torch_ref.train":
+        jobs |= {"SIGINT": f"{words} --run SIGINT", "killed at the start": f"{words} --run start"}
+        again.append("start")
     ends = run_all(folder, request.param, {name: each.split() for name, each in jobs.items()})
     cut = folder / "killed" / "metrics.jsonl"
     cut.write_bytes(cut.read_bytes()[:-30])
     shutil.copytree(folder / "SIGTERM", folder / "SIGTERM kept")
-    again = {f"{name} again": f"--run {name} --resume" for name in ("killed", "SIGTERM", "start", "whole")}
+    resumes = {f"{name} again": f"--run {name} --resume" for name in again}
     if request.param == "jaxgpt.train":
         shutil.copytree(folder / "SIGTERM", folder / "mesh")
-        again["another mesh"] = "--run mesh --resume --mesh 4 --micro-batch 2"
-    ends |= run_all(folder, request.param, {name: each.split() for name, each in again.items()})
+        resumes["another mesh"] = "--run mesh --resume --mesh 4 --micro-batch 2"
+    ends |= run_all(folder, request.param, {name: each.split() for name, each in resumes.items()})
     return Runs(folder, words, ends)
+
+
+def ended_by(runs: Runs, name: str) -> Ended:
+    """How that run ended; what is left out with JAX goes through lines that both trainers share."""
+    if name not in runs.ends:
+        pytest.skip("with torch_ref alone, or with JAX alone (torch_ref's other meshes: test_several_processes.py)")
+    return runs.ends[name]
 
 
 @pytest.mark.parametrize("name", ["killed", "SIGTERM", "start"])
 def test_a_run_that_goes_on_logs_what_an_uninterrupted_one_does(runs, name):
-    ended = runs.ends[f"{name} again"]
+    ended = ended_by(runs, f"{name} again")
     assert (ended.code, ended.stderr) == (0, "")
     assert rows(runs.folder / name) == rows(runs.folder / "whole")
 
@@ -64,7 +72,7 @@ def test_a_kill_really_kills(runs):
 
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
 def test_a_signal_saves_says_how_to_go_on_and_exits_with_its_code(runs, name, code):
-    ended = runs.ends[name]
+    ended = ended_by(runs, name)
     assert ended.code == code, ended.stderr
     said, stopped = ended.stderr.splitlines()
     assert said.startswith(f"{name}: saving after this step")
@@ -88,7 +96,7 @@ def test_the_first_start_stays_in_config_and_the_others_are_listed(runs):
 
 
 def test_a_run_without_a_checkpoint_starts_from_its_beginning_and_says_so(runs):
-    assert "in start: no checkpoint yet, starting from the beginning" in runs.ends["start again"].stdout
+    assert "in start: no checkpoint yet, starting from the beginning" in ended_by(runs, "start again").stdout
 
 
 def test_a_finished_run_says_so(runs):
@@ -98,9 +106,8 @@ def test_a_finished_run_says_so(runs):
 
 
 def test_another_mesh_goes_on_with_the_same_losses(runs):
-    if "another mesh" not in runs.ends:
-        pytest.skip("torch_ref has a process a device: test_torch_ref.py")
-    assert runs.ends["another mesh"].code == 0, runs.ends["another mesh"].stderr
+    ended = ended_by(runs, "another mesh")
+    assert ended.code == 0, ended.stderr
     whole, other = losses(runs.folder / "whole"), losses(runs.folder / "mesh")
     assert other.keys() == whole.keys()
     apart = max(abs(other[key] / whole[key] - 1) for key in whole)
@@ -139,7 +146,9 @@ def refused(runs, shards, run_all) -> dict[str, Ended]:
     (runs.folder / "empty" / "something").touch()
     write_shard(runs.folder / "other_train_1.bin", [7] * 2100)
     jobs = {name: words.format(shards=shards).split() for name, (words, _) in REFUSED.items()}
-    return run_all(runs.folder, trainer, jobs)
+    jobs["second process"] = ["--run", "SIGTERM kept", "--resume"]
+    with locked(runs.folder / "SIGTERM kept"):
+        return run_all(runs.folder, trainer, jobs, trains=False)
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -149,25 +158,23 @@ def test_what_is_not_the_same_run_is_refused_in_one_line(refused, name):
     assert REFUSED[name][1] in ended.stderr
 
 
-def test_the_other_trainers_run_is_refused(runs, run):
+def test_the_other_trainers_run_is_refused(runs, monkeypatch):
     trainer = config(runs.folder / "whole")["trainer"] + ".train"
     (other,) = set(TRAINERS) - {trainer}
-    ended = run(runs.folder, other, *["--run", "SIGTERM", "--resume"])
-    assert (ended.code, ended.stderr.count("\n")) == (2, 1)
-    assert f"SIGTERM is a run of {trainer.removesuffix('.train')}: go on with python -m {trainer}" in ended.stderr
+    monkeypatch.chdir(runs.folder)
+    with pytest.raises(BadInput) as refused:
+        recipe_and_flags(["--run", "SIGTERM", "--resume"], f"python -m {other}", "tiny")
+    assert f"SIGTERM is a run of {trainer.removesuffix('.train')}: go on with python -m {trainer}" in str(refused.value)
 
 
 # One process writes a run
 
 
-def test_a_run_that_another_process_writes_is_refused_with_its_number(runs, run_all):
-    trainer = config(runs.folder / "whole")["trainer"] + ".train"
-    with locked(runs.folder / "SIGTERM kept"):
-        said = (runs.folder / "SIGTERM kept" / "lock").read_text().strip()
-        words = ["--run", "SIGTERM kept", "--resume"]
-        ended = run_all(runs.folder, trainer, {"second": words})["second"]
+def test_a_run_that_another_process_writes_is_refused_with_its_number(refused):
+    ended = refused["second process"]
     assert ended.code == 2
-    assert ended.stderr == f"error: --run SIGTERM kept is being written by {said}: wait for it to end, or end it\n"
+    held = f"being written by process {os.getpid()} on {socket.gethostname()}: wait for it to end, or end it"
+    assert ended.stderr == f"error: --run SIGTERM kept is {held}\n"
 
 
 def test_a_lock_ends_with_its_holder(tmp_path):
