@@ -13,7 +13,7 @@ from pathlib import Path
 
 from parity_tests.programs import _child, _end, imported, metrics
 
-WORDS = "--recipe tiny --model.layers 2 --model.width 64 --steps 16 --val-every 4 --val-tokens 1024 --save-every 2"
+WORDS = "--recipe tiny --model.layers 2 --model.width 64 --steps 20 --val-every 5 --val-tokens 1024 --save-every 2"
 TIMED = {"train_time_s", "tokens_per_s", "peak_bytes"}
 
 
@@ -41,7 +41,7 @@ def campaign(module: str, runs: int, seed: int, words: str = WORDS) -> dict[str,
         folder = Path(f"run{i}")
         child = _child(trainer, "", f"{words} --run {folder}".split())
         if i % 2 == 0:
-            _wait_for_a_save(folder / "checkpoints", which=at.randrange(6), at_most=2 * lasts)
+            _wait_for_a_save(folder / "checkpoints", which=at.randrange(8), at_most=2 * lasts)
             time.sleep(at.uniform(0, 0.05))
         else:
             time.sleep(at.uniform(0, lasts))

@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -155,6 +156,7 @@ def signal_after(step: int, number: int) -> Callable:
             train(self, at, *metrics)
             if at == step:
                 os.kill(os.getpid(), number)
+                time.sleep(0.2)  # for the thread that takes note of it
 
         trainer.RunLog.train = logged
 

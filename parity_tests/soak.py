@@ -5,7 +5,7 @@ steps, with a checkpoint every 500, and prints what it found; 1 is its exit wher
 
 Other programs on the machine slow a step, and its processor time too, through shared caches and cores, more than what
 is looked for. So the last tenth of the run is compared with the first tenth of another run of the same flags that takes
-turns with it, a quarter of a second each.
+turns with it, a twentieth of a second each.
 """
 
 import argparse
@@ -36,9 +36,10 @@ LARGEST_SLOPE = {"torch_ref.train": 50.0, "jaxgpt.train": 1000.0}
 """Bytes a step that the whole interval of memory's growth must stay below. Each save by Orbax leaves 100 KB and more
 behind: tensorstore's `Spec.to_json` loses lists of each array. Without saves JAX's memory is as flat as PyTorch's."""
 LARGEST_SLOWDOWN = 0.03
-MORE_THREADS = 4
-"""Pools of threads are filled as they are needed. One thread kept for each save would be 32 more."""
-TURN = 0.25
+MORE = 4
+"""Handles or threads: pools are filled as they are needed, and a sample may meet a save in the one tenth and not in the
+other. One kept for each save would be 28 more."""
+TURN = 0.05
 """Seconds."""
 
 
@@ -71,8 +72,8 @@ class Found(NamedTuple):
         """What grows."""
         wrong = {
             "memory": self.interval[1] > LARGEST_SLOPE[self.trainer],
-            "file handles": self.handles[1] > self.handles[0],
-            "threads": self.threads[1] > self.threads[0] + MORE_THREADS,
+            "file handles": self.handles[1] > self.handles[0] + MORE,
+            "threads": self.threads[1] > self.threads[0] + MORE,
             "time of a step": self.slowdown > LARGEST_SLOWDOWN,
         }
         return [name for name, each in wrong.items() if each]

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jaxgpt import bridge, compare
 from jaxgpt.curves import load_run
 from jaxgpt.shards import write_shard
 from parity_tests.programs import TRAINERS, Ended
@@ -119,19 +120,23 @@ def test_weights_and_reports_with_odd_names_are_written(trained, folder, run):
 
 
 @pytest.mark.parametrize("name", ["dangling", "loop", "pipe"])
-def test_weights_are_not_written_over_a_link_or_a_pipe(folder, run, name):
-    ended = run(folder, "jaxgpt.bridge", "--out", name)
-    assert ended.code == 2
-    assert re.fullmatch(rf"error: --out {name} exists already [^\n]+\n", ended.stderr)
+def test_weights_are_not_written_over_a_link_or_a_pipe(folder, capsys, monkeypatch, name):
+    monkeypatch.chdir(folder)
+    with pytest.raises(SystemExit, match="2"):
+        bridge.main(["--out", name])
+    assert re.fullmatch(rf"error: --out {name} exists already [^\n]+\n", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("name", ["pipe", "loop", "/dev/zero", "folder"])
 @pytest.mark.parametrize("file", ["config.json", "metrics.jsonl"])
-def test_file_of_a_run_that_is_no_ordinary_one_is_refused(folder, tmp_path, run, file, name):
+def test_file_of_a_run_that_is_no_ordinary_one_is_refused(folder, tmp_path, capsys, monkeypatch, file, name):
     for each in ("config.json", "metrics.jsonl"):
         (tmp_path / each).write_text("{}", encoding="utf-8")
     (tmp_path / file).unlink()
     (tmp_path / file).symlink_to(folder / name)
-    ended = run(tmp_path, "jaxgpt.compare", ".", "--out", "report")
-    assert (ended.code, ended.stderr.count("\n")) == (2, 1)
-    assert f"{file}: " in ended.stderr
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="2"):
+        compare.main([".", "--out", "report"])
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert f"{file}: " in said

@@ -1,4 +1,4 @@
-"""20,000 steps: memory, open files, threads and the time of a step don't grow. By default only that it would be seen."""
+"""20,000 steps: memory, open files, threads and the time of a step don't grow; by default, that it would be seen."""
 
 import json
 import subprocess
