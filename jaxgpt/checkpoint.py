@@ -61,6 +61,16 @@ def named(state: Any) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
+def check_folder(folder: Path) -> None:
+    """`BadInput` for a run's folder whose path holds bytes that are no text: Orbax can write no checkpoint there."""
+    try:
+        str(folder.absolute()).encode()
+    except UnicodeEncodeError:
+        raise BadInput(
+            f"--run {folder}: its path isn't UTF-8, so no checkpoint can be written there; give another name"
+        ) from None
+
+
 class Checkpoints:
     """A run's checkpoints.
 
