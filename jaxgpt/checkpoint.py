@@ -18,7 +18,7 @@ import logging
 import shutil
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,16 @@ def named(state: Any) -> dict[str, Any]:
     """The state's arrays by their paths, such as "params.h.attn.c_q.kernel"."""
     leaves = jax.tree_util.tree_leaves_with_path(state)
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+
+def check_folder(folder: Path) -> None:
+    """`BadInput` for a run's folder whose path holds bytes that are no text: Orbax can write no checkpoint there."""
+    try:
+        str(folder.absolute()).encode()
+    except UnicodeEncodeError:
+        raise BadInput(
+            f"--run {folder}: its path isn't UTF-8, so no checkpoint can be written there; give another name"
+        ) from None
 
 
 class Checkpoints:
@@ -129,7 +139,7 @@ class Checkpoints:
           BadInput: none of those that are there can be used.
         """
         _quieten_orbax()
-        with warnings.catch_warnings(action="ignore"):  # of coroutines that a failed restore leaves unawaited
+        with _forgotten_coroutines():
             found, damaged = newest(self.folder, lambda path: _read(path, like, self.run))
             if damaged:
                 gc.collect()
@@ -164,6 +174,17 @@ class Checkpoints:
             )
             tidy(self.folder)
         self._orbax = None
+
+
+@contextlib.contextmanager
+def _forgotten_coroutines() -> Iterator[None]:
+    """Of a failed restore Orbax leaves coroutines behind, unawaited or half-way: Python says so of each that goes."""
+    before, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        sys.unraisablehook = before
 
 
 def _reason(why: str) -> str:

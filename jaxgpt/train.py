@@ -23,7 +23,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from jaxgpt import bridge, mesh, tokens
-from jaxgpt.checkpoint import Checkpoints
+from jaxgpt.checkpoint import Checkpoints, check_folder
 from jaxgpt.errors import BadInput, NotFinite, NotWritten, exit_codes, not_finite, stopped
 from jaxgpt.finite import if_finite, named_norms, norms
 from jaxgpt.flags import default_recipe, embedded_notice, recipe_and_flags, shard_patterns
@@ -233,6 +233,7 @@ def run(argv: list[str], interrupt: Interrupt) -> None:
         raise BadInput(f"--val-tokens {data.val_tokens} doesn't divide over --mesh {devices.size}: give {fits}")
     val_micro_batch = mesh.micro_batch(len(val_inputs), devices.size, micro_batch, None)
     folder = run_folder(flags, recipe)
+    check_folder(folder)
     goes_on = flags.resume and steps_in(folder / "checkpoints")
     weights = None
     if flags.init_from and not goes_on:

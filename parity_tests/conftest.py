@@ -156,11 +156,13 @@ def run(environment) -> Callable[..., Ended]:
 def run_all(environment) -> Callable[..., dict[str, Ended]]:
     """run_all(folder, module, jobs): name -> how the run of the job's words ended, one after another or `together`.
 
-    A job whose name is a key of `BEFORE` has that done first.
+    A job whose name is a key of `BEFORE` has that done first. `trains`: whether any gets as far as that.
     """
 
-    def run_all(folder: Path, module: str, jobs: dict[str, list[str]], together: bool = False) -> dict[str, Ended]:
-        program = f"from parity_tests.programs import drive; drive({module!r}, {jobs!r}, {together!r})"
+    def run_all(
+        folder: Path, module: str, jobs: dict[str, list[str]], together: bool = False, trains: bool = True
+    ) -> dict[str, Ended]:
+        program = f"from parity_tests.programs import drive; drive({module!r}, {jobs!r}, {together!r}, {trains!r})"
         command = [sys.executable, "-c", program]
         ended = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
         assert ended.returncode == 0, ended.stderr

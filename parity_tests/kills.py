@@ -4,7 +4,6 @@
 """
 
 import argparse
-import importlib
 import json
 import os
 import random
@@ -12,9 +11,9 @@ import signal
 import time
 from pathlib import Path
 
-from parity_tests.programs import _child, _end, metrics
+from parity_tests.programs import _child, _end, imported, metrics
 
-WORDS = "--recipe tiny --model.layers 2 --model.width 64 --steps 16 --val-every 4 --val-tokens 1024 --save-every 2"
+WORDS = "--recipe tiny --model.layers 2 --model.width 64 --steps 20 --val-every 5 --val-tokens 1024 --save-every 2"
 TIMED = {"train_time_s", "tokens_per_s", "peak_bytes"}
 
 
@@ -24,8 +23,11 @@ def rows(folder: Path) -> list[dict]:
 
 
 def campaign(module: str, runs: int, seed: int, words: str = WORDS) -> dict[str, int]:
-    """Kill `runs` runs and resume each; half of them at a random moment, half while a checkpoint is being written."""
-    trainer, at = importlib.import_module(module), random.Random(seed)
+    """Kill `runs` runs and resume each; half of them at a random moment, half while a checkpoint is being written.
+
+    A run that ended before its kill came is counted, and another started.
+    """
+    trainer, at = imported(module), random.Random(seed)
     counts = dict.fromkeys(("runs", "killed", "killed in a save", "killed before the folder", "resumed", "diverged"), 0)
     began = time.monotonic()
     whole = _end(*_child(trainer, "", f"{words} --run whole".split()))
@@ -34,11 +36,12 @@ def campaign(module: str, runs: int, seed: int, words: str = WORDS) -> dict[str,
     whole = _end(*_child(trainer, "", f"{words} --run again".split()))
     lasts, want = time.monotonic() - began, rows(Path("whole"))
     assert (whole.code, rows(Path("again"))) == (0, want), whole.stderr
-    for i in range(runs):
+    while counts["killed"] < runs and counts["runs"] < 3 * runs:
+        i = counts["runs"]
         folder = Path(f"run{i}")
         child = _child(trainer, "", f"{words} --run {folder}".split())
-        if i % 2:
-            _wait_for_a_save(folder / "checkpoints", which=at.randrange(6), at_most=2 * lasts)
+        if i % 2 == 0:
+            _wait_for_a_save(folder / "checkpoints", which=at.randrange(8), at_most=2 * lasts)
             time.sleep(at.uniform(0, 0.05))
         else:
             time.sleep(at.uniform(0, lasts))

@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -31,9 +32,17 @@ class Ended(NamedTuple):
     changed: bool = False
 
 
-def drive(module: str, jobs: dict[str, list[str]], together: bool) -> None:
-    """Fork a child for each of the jobs, with the trainer imported and no device asked for; print how they ended."""
+def imported(module: str, trains: bool = True):
+    """The trainer; where its children will train, with what torch.optim imports at a first optimiser: once for all."""
     trainer = importlib.import_module(module)
+    if trains and module == "torch_ref.train":
+        importlib.import_module("torch._dynamo")
+    return trainer
+
+
+def drive(module: str, jobs: dict[str, list[str]], together: bool, trains: bool = True) -> None:
+    """Fork a child for each of the jobs, with the trainer imported and no device asked for; print how they ended."""
+    trainer = imported(module, trains)
     ends = {}
     if together:
         children = {name: _child(trainer, name, words) for name, words in jobs.items()}
@@ -147,6 +156,7 @@ def signal_after(step: int, number: int) -> Callable:
             train(self, at, *metrics)
             if at == step:
                 os.kill(os.getpid(), number)
+                time.sleep(0.2)  # for the thread that takes note of it
 
         trainer.RunLog.train = logged
 
@@ -165,7 +175,7 @@ def disk_fills_up(trainer) -> None:
     def logged(self, at: int, *metrics) -> None:
         train(self, at, *metrics)
         if at == 6:
-            with contextlib.suppress(OSError), open("filler", "wb", buffering=0) as filler:
+            with contextlib.suppress(OSError), open(self.folder.parent / "filler", "wb", buffering=0) as filler:
                 while filler.write(b"x" * 4096):
                     pass
 

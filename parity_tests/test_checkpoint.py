@@ -5,6 +5,7 @@ Nothing here runs a program; that a run goes on from them as if nothing had happ
 
 import dataclasses
 import functools
+import itertools
 import json
 import os
 import random
@@ -25,10 +26,11 @@ import jaxgpt.train
 import torch_ref.checkpoint
 import torch_ref.train
 from jaxgpt.errors import BadInput
-from jaxgpt.recipes import Precision, Recipe, precision, reduced
+from jaxgpt.recipes import RECIPES, Precision, Recipe, precision, reduced
 from jaxgpt.saved import Damaged, Progress, newest, prune, sealed, steps_in, tidy, unsealed
 from parity_tests.measured import assert_within
 from parity_tests.pair import TORCH_CPU
+from parity_tests.programs import ROOT
 from parity_tests.tolerances import RESUMED_ON_ANOTHER_MESH
 from torch_ref.moments import set_moments
 
@@ -158,9 +160,9 @@ class Kept(NamedTuple):
     losses: list[float]
 
 
-QUICK = [("jax", "tiny-adamw", "float32"), ("jax", "tiny-soap", "float32"), ("jax", "simple-2026-06-11", "bfloat16")]
+QUICK = [("jax", "tiny-adamw", "float32"), ("jax", "tiny-adamw", "bfloat16")]
 QUICK += [("torch", name, "float32") for name in KINDS] + [("torch", "simple-2026-06-11", "bfloat16")]
-"""test_resume.py trains Muon by the programs."""
+"""The others take JAX's compiler minutes; test_resume.py trains Muon by the programs, on two meshes."""
 CASES = [
     pytest.param(
         framework,
@@ -204,8 +206,6 @@ def kept(tmp_path_factory) -> Callable[..., Kept]:
 
 # A restored state is the saved one
 
-OTHERS = [(1, 8), (2, 4)]
-
 
 @pytest.mark.parametrize(("framework", "name", "dtype"), CASES)
 def test_a_restored_state_goes_on_with_the_same_losses_bit_for_bit(kept, framework, name, dtype):
@@ -219,10 +219,10 @@ def test_a_restored_state_goes_on_with_the_same_losses_bit_for_bit(kept, framewo
     assert one.train(state, 2 * K, 3 * K)[1] == losses[4 * K :]
 
 
-@pytest.mark.parametrize(("devices", "others"), [(8, 1), *(pytest.param(*p, marks=pytest.mark.slow) for p in OTHERS)])
-@pytest.mark.parametrize("name", ["tiny"])
-def test_a_state_is_restored_on_another_mesh(tmp_path, name, devices, others):
-    one, another = InJax(name, "float32", devices), InJax(name, "float32", others)
+@pytest.mark.slow
+@pytest.mark.parametrize(("devices", "others"), [(8, 1), (1, 8), (2, 4)])
+def test_a_state_is_restored_on_another_mesh(tmp_path, devices, others):
+    one, another = InJax("tiny", "float32", devices), InJax("tiny", "float32", others)
     state, _ = one.train(one.start(), 0, K)
     one.save(tmp_path, state, Progress(K))
     saved = one.tensors(state)
@@ -236,14 +236,13 @@ def test_a_state_is_restored_on_another_mesh(tmp_path, name, devices, others):
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float64, jnp.int32])
 def test_a_fingerprint_shows_every_bit(dtype):
-    array = jnp.arange(37).astype(dtype)
-    whole = int(jaxgpt.checkpoint.fingerprint(array))
-    raw = np.asarray(array).tobytes()
-    for bit in range(8 * len(raw)):
-        flipped = bytearray(raw)
-        flipped[bit // 8] ^= 1 << bit % 8
-        other = jnp.asarray(np.frombuffer(bytes(flipped), array.dtype))
-        assert int(jaxgpt.checkpoint.fingerprint(other)) != whole, f"bit {bit}"
+    array = jnp.arange(13).astype(dtype)
+    raw = np.frombuffer(np.asarray(array).tobytes(), np.uint8)
+    flips = np.packbits(np.eye(8 * len(raw), dtype=np.uint8), axis=1)
+    flipped = jnp.asarray(np.frombuffer((raw ^ flips).tobytes(), array.dtype).reshape(-1, *array.shape))
+    prints = jax.jit(jax.vmap(jaxgpt.checkpoint.fingerprint))(flipped)
+    assert len(prints) == 8 * len(raw)
+    assert int(jaxgpt.checkpoint.fingerprint(array)) not in prints.tolist()
 
 
 @pytest.mark.parametrize("framework", ["jax", "torch"])
@@ -257,6 +256,35 @@ def test_a_state_that_is_not_finite_is_named_and_not_saved(tmp_path, framework):
             state.model.wte.weight[3, 4] = torch.inf
     assert "wte" in one.save(tmp_path / "checkpoints", state, Progress(1))
     assert steps_in(tmp_path / "checkpoints") == []
+
+
+# What it takes on disk
+
+
+@pytest.mark.parametrize(("framework", "name"), [("jax", "tiny-adamw"), *(("torch", name) for name in KINDS)])
+def test_a_checkpoint_takes_four_bytes_a_number(kept, framework, name):
+    made = kept(framework, name, "float32")
+    numbers = sum(each.size for each in made.tensors[2 * K].values())
+    taken = sum(path.stat().st_size for path in (made.folder / str(2 * K)).rglob("*") if path.is_file())
+    at_least = 1.0 if framework == "torch" else 0.8  # Orbax compresses, which takes little off
+    assert at_least * 4 * numbers <= taken <= 4 * numbers + 64 * 1024
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("muon-2024-10-12", "1.1 GB at 124M with Muon"),
+        ("opt-adam-2024-10-29", "1.5 GB with AdamW"),
+        ("soap-2024-10-09", "3.9 GB with SOAP"),
+    ],
+)
+def test_the_readme_says_what_a_checkpoint_at_124m_takes(name, said):
+    mesh_of_one = jaxgpt.mesh.make_mesh_of(jax.devices("cpu")[:1])
+    exactly = precision(RECIPES[name], None, attention="exact")
+    like = jaxgpt.train.make_step(RECIPES[name], exactly, mesh_of_one, 1).like()
+    takes = sum(4 * each.size for each in jax.tree.leaves(like))
+    assert said.startswith(f"{takes / 1e9:.1f} GB")
+    assert said in " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
 
 
 # A damaged one is refused, and the one before is taken
@@ -293,16 +321,25 @@ def refused_or_harmless(one: Trainer, kept: Kept, done: str, capsys) -> bool:
     return True
 
 
-@pytest.mark.parametrize("kind", ["delete", "truncate", "flip"])
+HARMLESS = "state/_METADATA", "state/manifest.ocdbt", "state/d/*"
+"""What Orbax reads little of."""
+DAMAGES = [("torch", *each) for each in itertools.product(InTorch.files, ("delete", "truncate", "flip"))]
+DAMAGES += [("jax", "state/ocdbt.process_0/d/*", kind) for kind in ("delete", "truncate", "flip")]
+DAMAGES += [("jax", "facts/metadata", kind) for kind in ("delete", "flip")]
+DAMAGES += [("jax", "state/manifest.ocdbt", "delete")]
+MORE = [("jax", *each) for each in itertools.product(InJax.files, ("delete", "truncate", "flip"))]
+
+
 @pytest.mark.parametrize(
-    ("framework", "pattern"), [(f, p) for f, one in (("jax", InJax), ("torch", InTorch)) for p in one.files]
+    ("framework", "pattern", "kind"),
+    [*DAMAGES, *(pytest.param(*each, marks=pytest.mark.slow) for each in MORE if each not in DAMAGES)],
 )
 def test_a_damaged_checkpoint_is_refused_for_the_one_before(kept, capsys, framework, pattern, kind):
     made, one = kept(framework, "tiny-adamw", "float32"), trainer(framework, "tiny-adamw", "float32")
     at = random.Random(1)
     file = max((made.folder / str(2 * K)).glob(pattern), key=lambda path: path.stat().st_size)
     done = damage(file, kind, at)
-    harmless = "_METADATA" in pattern or (kind != "delete" and pattern in ("state/manifest.ocdbt", "state/d/*"))
+    harmless = pattern in HARMLESS and (framework, pattern, kind) not in DAMAGES
     assert refused_or_harmless(one, made, done, capsys) or harmless, done
 
 
@@ -311,16 +348,20 @@ def test_a_damaged_checkpoint_is_refused_for_the_one_before(kept, capsys, framew
 def test_two_hundred_damages_at_random_never_give_other_bits(kept, capsys, framework):
     one, at = trainer(framework, "tiny-adamw", "float32"), random.Random(7)
     made = kept(framework, "tiny-adamw", "float32")
-    refused = 0
+    refused, harmless = 0, []
     for _ in range(200):
         copy = made.folder.with_name("damaged")
         shutil.copytree(made.folder, copy)
         files = [path for path in sorted((copy / str(2 * K)).rglob("*")) if path.is_file()]
         done = damage(at.choice(files), at.choice(["delete", "truncate", "empty", "flip", "flip", "flip"]), at)
-        refused += refused_or_harmless(one, made._replace(folder=copy), done, capsys)
+        if refused_or_harmless(one, made._replace(folder=copy), done, capsys):
+            refused += 1
+        else:
+            harmless.append(done)
         shutil.rmtree(copy)
         shutil.rmtree(copy.with_name("damaged-damaged"), ignore_errors=True)
-    assert refused > 100
+    print(f"{framework}: 200 damages, {refused} refused, {len(harmless)} left the same bits: {harmless}")
+    assert refused > 30 if framework == "jax" else refused == 200  # Orbax reads few of its files
 
 
 @pytest.mark.parametrize("framework", ["jax", "torch"])

@@ -8,12 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jaxgpt import bridge, compare
+from jaxgpt.checkpoint import check_folder
 from jaxgpt.curves import load_run
+from jaxgpt.errors import BadInput
 from jaxgpt.shards import write_shard
 from parity_tests.programs import TRAINERS, Ended
 
 ODD = "a b\nc größe-数 [x] $y$ 😀 \udcff"
 """A folder's name: the last character is a byte that is no text."""
+TEXT = ODD[:-1]
+WHERE = {"jaxgpt.train": TEXT, "torch_ref.train": ODD}
+"""Orbax takes no path that isn't text."""
 SHORT = ["--recipe", "tiny", "--val-tokens", "1024", "--stop-at", "1", "--mesh", "1"]
 SMALL = ["--model.layers", "1", "--model.width", "8", "--model.heads", "1"]
 DATA = ["--data", "train.bin", "--val-data", "val.bin"]
@@ -73,7 +79,11 @@ def folder(tmp_path_factory) -> Path:
 def ends(folder, run_all) -> dict[tuple[str, str], Ended]:
     """(trainer, name) -> how that run ended."""
     jobs = {name: [*SHORT, *DATA, *words] for name, (words, _) in REFUSED.items()}
-    return {(trainer, name): ended for trainer in TRAINERS for name, ended in run_all(folder, trainer, jobs).items()}
+    return {
+        (trainer, name): ended
+        for trainer in TRAINERS
+        for name, ended in run_all(folder, trainer, jobs, trains=False).items()
+    }
 
 
 @pytest.mark.parametrize("trainer", TRAINERS)
@@ -95,8 +105,9 @@ def trained(folder, run_all) -> dict[str, Ended]:
     """trainer -> how a run ended whose data lie behind a link and whose folder has an odd name."""
     data = ["--data", "link/my data_train_*.bin", "--val-data", "link/my data_val_*.bin"]
     ends = {}
+    (folder / TEXT).mkdir()
     for trainer in TRAINERS:
-        words = [*SHORT, *SMALL, *data, "--run", f"{ODD}/{trainer} run"]
+        words = [*SHORT, *SMALL, *data, "--run", f"{WHERE[trainer]}/{trainer} run"]
         ends[trainer] = run_all(folder, trainer, {"odd": words})["odd"]
     return ends
 
@@ -104,30 +115,39 @@ def trained(folder, run_all) -> dict[str, Ended]:
 @pytest.mark.parametrize("trainer", TRAINERS)
 def test_run_with_odd_names_trains(trained, folder, trainer):
     assert (trained[trainer].code, trained[trainer].stderr) == (0, "")
-    assert load_run(folder / ODD / f"{trainer} run").steps == 1
+    assert load_run(folder / WHERE[trainer] / f"{trainer} run").steps == 1
+
+
+def test_run_whose_checkpoints_orbax_could_not_write_is_refused_before_it_starts():
+    with pytest.raises(BadInput, match="its path isn't UTF-8, so no checkpoint can be written there"):
+        check_folder(Path(ODD))
 
 
 def test_weights_and_reports_with_odd_names_are_written(trained, folder, run):
-    runs = [f"{ODD}/{trainer} run" for trainer in TRAINERS]
+    runs = [f"{WHERE[trainer]}/{trainer} run" for trainer in TRAINERS]
     ended = run(folder, "jaxgpt.compare", *runs, "--out", f"{ODD}/report")
     assert (ended.code, ended.stderr) == (0, "")
     assert {path.name for path in (folder / ODD / "report").iterdir()} == {"report.md", "curves.png"}
 
 
 @pytest.mark.parametrize("name", ["dangling", "loop", "pipe"])
-def test_weights_are_not_written_over_a_link_or_a_pipe(folder, run, name):
-    ended = run(folder, "jaxgpt.bridge", "--out", name)
-    assert ended.code == 2
-    assert re.fullmatch(rf"error: --out {name} exists already [^\n]+\n", ended.stderr)
+def test_weights_are_not_written_over_a_link_or_a_pipe(folder, capsys, monkeypatch, name):
+    monkeypatch.chdir(folder)
+    with pytest.raises(SystemExit, match="2"):
+        bridge.main(["--out", name])
+    assert re.fullmatch(rf"error: --out {name} exists already [^\n]+\n", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("name", ["pipe", "loop", "/dev/zero", "folder"])
 @pytest.mark.parametrize("file", ["config.json", "metrics.jsonl"])
-def test_file_of_a_run_that_is_no_ordinary_one_is_refused(folder, tmp_path, run, file, name):
+def test_file_of_a_run_that_is_no_ordinary_one_is_refused(folder, tmp_path, capsys, monkeypatch, file, name):
     for each in ("config.json", "metrics.jsonl"):
         (tmp_path / each).write_text("{}", encoding="utf-8")
     (tmp_path / file).unlink()
     (tmp_path / file).symlink_to(folder / name)
-    ended = run(tmp_path, "jaxgpt.compare", ".", "--out", "report")
-    assert (ended.code, ended.stderr.count("\n")) == (2, 1)
-    assert f"{file}: " in ended.stderr
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="2"):
+        compare.main([".", "--out", "report"])
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert f"{file}: " in said

@@ -1,13 +1,16 @@
 """A run that was stopped or killed and goes on logs what an uninterrupted run logs, bit for bit, in both trainers."""
 
+import os
 import shutil
 import signal
+import socket
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 from jaxgpt.errors import BadInput
+from jaxgpt.flags import recipe_and_flags
 from jaxgpt.runlog import locked
 from jaxgpt.shards import write_shard
 from parity_tests.kills import rows
@@ -16,12 +19,14 @@ from parity_tests.programs import TRAINERS, Ended, config, data_in, losses, metr
 from parity_tests.tolerances import RESUMED_ON_ANOTHER_MESH
 
 STEPS = 20
+SIGNAL = {"jaxgpt.train": "SIGTERM", "torch_ref.train": "SIGINT"}
 SMALL = f"--model.layers 2 --model.width 64 --steps {STEPS} --val-every 5 --save-every 5"
 
 
 class Runs(NamedTuple):
     """The folder of a trainer's runs, their flags, and how each of them ended."""
 
+    trainer: str
     folder: Path
     words: str
     ends: dict[str, Ended]
@@ -29,66 +34,74 @@ class Runs(NamedTuple):
 
 @pytest.fixture(scope="module", params=TRAINERS)
 def runs(request, shards, tmp_path_factory, run_all) -> Runs:
-    """One run as a whole; others that end after step 13, by a signal or a kill, and go on."""
+    """One run as a whole; others that end after step 13, by a signal or a kill, and go on.
+
+    The quicker trainer has more of them; test_faults.py kills JAX's.
+    """
     folder = tmp_path_factory.mktemp("runs")
     words = f"{data_in(shards)} {SMALL}"
-    jobs = {
-        "whole": f"{words} --run whole",
-        "killed": f"{words} --run killed",
-        "SIGTERM": f"{words} --run SIGTERM",
-        "SIGINT": f"{words} --run SIGINT",
-        "killed at the start": f"{words} --run start",
-    }
+    by = SIGNAL[request.param]
+    jobs, again = {"whole": f"{words} --run whole", by: f"{words} --run stopped"}, ["whole", "stopped"]
+    if request.param == "torch_ref.train":
+        jobs |= {"killed": f"{words} --run killed", "killed at the start": f"{words} --run start"}
+        again += ["killed", "start"]
     ends = run_all(folder, request.param, {name: each.split() for name, each in jobs.items()})
-    cut = folder / "killed" / "metrics.jsonl"
-    cut.write_bytes(cut.read_bytes()[:-30])
-    shutil.copytree(folder / "SIGTERM", folder / "SIGTERM kept")
-    again = {f"{name} again": f"--run {name} --resume" for name in ("killed", "SIGTERM", "start", "whole")}
+    for cut in folder.glob("killed/metrics.jsonl"):
+        cut.write_bytes(cut.read_bytes()[:-30])
+    shutil.copytree(folder / "stopped", folder / "kept")
+    resumes = {f"{name} again": f"--run {name} --resume" for name in again}
     if request.param == "jaxgpt.train":
-        shutil.copytree(folder / "SIGTERM", folder / "mesh")
-        again["another mesh"] = "--run mesh --resume --mesh 4 --micro-batch 2"
-    ends |= run_all(folder, request.param, {name: each.split() for name, each in again.items()})
-    return Runs(folder, words, ends)
+        shutil.copytree(folder / "stopped", folder / "mesh")
+        resumes["another mesh"] = "--run mesh --resume --mesh 4 --micro-batch 2"
+    ends |= run_all(folder, request.param, {name: each.split() for name, each in resumes.items()})
+    return Runs(request.param, folder, words, ends)
 
 
-@pytest.mark.parametrize("name", ["killed", "SIGTERM", "start"])
+def ended_by(runs: Runs, name: str) -> Ended:
+    """How that run ended; what is left out with JAX goes through lines that both trainers share."""
+    if name not in runs.ends:
+        pytest.skip("with torch_ref alone, or with JAX alone (torch_ref's other meshes: test_several_processes.py)")
+    return runs.ends[name]
+
+
+@pytest.mark.parametrize("name", ["stopped", "killed", "start"])
 def test_a_run_that_goes_on_logs_what_an_uninterrupted_one_does(runs, name):
-    ended = runs.ends[f"{name} again"]
+    ended = ended_by(runs, f"{name} again")
     assert (ended.code, ended.stderr) == (0, "")
     assert rows(runs.folder / name) == rows(runs.folder / "whole")
 
 
 def test_a_kill_really_kills(runs):
-    assert runs.ends["killed"].code == -signal.SIGKILL
+    assert ended_by(runs, "killed").code == -signal.SIGKILL
 
 
-@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
-def test_a_signal_saves_says_how_to_go_on_and_exits_with_its_code(runs, name, code):
+def test_a_signal_saves_says_how_to_go_on_and_exits_with_its_code(runs):
+    name = SIGNAL[runs.trainer]
     ended = runs.ends[name]
-    assert ended.code == code, ended.stderr
+    assert ended.code == {"SIGTERM": 143, "SIGINT": 130}[name], ended.stderr
     said, stopped = ended.stderr.splitlines()
     assert said.startswith(f"{name}: saving after this step")
     step = int(stopped.split()[2])
-    assert stopped == f"stopped after {step} steps; --run {name} --resume goes on from step {step}"
+    assert stopped == f"stopped after {step} steps; --run stopped --resume goes on from step {step}"
     assert 13 <= step <= 15
 
 
 def test_training_time_goes_on(runs):
-    times = [row["train_time_s"] for row in metrics(runs.folder / "killed")]
+    times = [row["train_time_s"] for row in metrics(runs.folder / "stopped")]
     assert times == sorted(times)
 
 
 def test_the_first_start_stays_in_config_and_the_others_are_listed(runs):
-    was, now = config(runs.folder / "whole"), config(runs.folder / "killed")
+    was, now = config(runs.folder / "whole"), config(runs.folder / "stopped")
     assert now["flags"] | {"run": "whole"} == was["flags"]
     (again,) = now["resumes"]
-    assert again["step"] in (5, 10), "the last checkpoint that was whole when the kill came"
+    assert 13 <= again["step"] <= 15
     assert again["flags"]["resume"]
     assert again["compile"]["seconds"] > 0
 
 
 def test_a_run_without_a_checkpoint_starts_from_its_beginning_and_says_so(runs):
-    assert "in start: no checkpoint yet, starting from the beginning" in runs.ends["start again"].stdout
+    assert "in start: no checkpoint yet, starting from the beginning" in ended_by(runs, "start again").stdout
 
 
 def test_a_finished_run_says_so(runs):
@@ -98,9 +111,8 @@ def test_a_finished_run_says_so(runs):
 
 
 def test_another_mesh_goes_on_with_the_same_losses(runs):
-    if "another mesh" not in runs.ends:
-        pytest.skip("torch_ref has a process a device: test_torch_ref.py")
-    assert runs.ends["another mesh"].code == 0, runs.ends["another mesh"].stderr
+    ended = ended_by(runs, "another mesh")
+    assert ended.code == 0, ended.stderr
     whole, other = losses(runs.folder / "whole"), losses(runs.folder / "mesh")
     assert other.keys() == whole.keys()
     apart = max(abs(other[key] / whole[key] - 1) for key in whole)
@@ -114,32 +126,33 @@ REFUSED = {
     "no name": ("--resume", "name its folder with --run"),
     "no run": ("--run empty --resume", "empty has no config.json"),
     "another recipe": (
-        "--run SIGTERM --resume --recipe tiny-adamw",
-        "the recipe is tiny-adamw here and tiny in SIGTERM/",
+        "--run stopped --resume --recipe tiny-adamw",
+        "the recipe is tiny-adamw here and tiny in stopped/",
     ),
-    "another field": ("--run SIGTERM --resume --model.layers 3", "model.layers is 3 here and 2 in SIGTERM/config.json"),
-    "another schedule": ("--run SIGTERM --resume --steps 21", f"schedule.steps is 21 here and {STEPS} in"),
-    "another rate": ("--run SIGTERM --resume --optimizer.lr 0.5", "optimizer.lr is 0.5 here and"),
-    "another seed": ("--run SIGTERM --resume --seed 3", "--seed is 3 here and 0 in SIGTERM/config.json"),
-    "another dtype": ("--run SIGTERM --resume --dtype bfloat16", "precision.compute is bfloat16 here and float32 in"),
+    "another field": ("--run stopped --resume --model.layers 3", "model.layers is 3 here and 2 in stopped/config.json"),
+    "another schedule": ("--run stopped --resume --steps 21", f"schedule.steps is 21 here and {STEPS} in"),
+    "another rate": ("--run stopped --resume --optimizer.lr 0.5", "optimizer.lr is 0.5 here and"),
+    "another seed": ("--run stopped --resume --seed 3", "--seed is 3 here and 0 in stopped/config.json"),
+    "another dtype": ("--run stopped --resume --dtype bfloat16", "precision.compute is bfloat16 here and float32 in"),
     "another shard": (
-        "--run SIGTERM --resume --data other_train_*.bin --val-data {shards}/text_val_*.bin",
+        "--run stopped --resume --data other_train_*.bin --val-data {shards}/text_val_*.bin",
         "other_train",
     ),
-    "more shards": ("--run SIGTERM --resume --data {shards}/text_*.bin --val-data {shards}/text_val_*.bin", "2 shards"),
-    "keep nothing": ("--run SIGTERM --resume --keep 0", "--keep 0: give a whole number of at least 1"),
-    "save never": ("--run SIGTERM --resume --save-every 0", "--save-every 0: give a whole number of at least 1"),
+    "more shards": ("--run stopped --resume --data {shards}/text_*.bin --val-data {shards}/text_val_*.bin", "2 shards"),
+    "keep nothing": ("--run stopped --resume --keep 0", "--keep 0: give a whole number of at least 1"),
+    "save never": ("--run stopped --resume --save-every 0", "--save-every 0: give a whole number of at least 1"),
 }
 
 
 @pytest.fixture(scope="module")
 def refused(runs, shards, run_all) -> dict[str, Ended]:
-    trainer = config(runs.folder / "whole")["trainer"] + ".train"
     (runs.folder / "empty").mkdir(exist_ok=True)
     (runs.folder / "empty" / "something").touch()
     write_shard(runs.folder / "other_train_1.bin", [7] * 2100)
     jobs = {name: words.format(shards=shards).split() for name, (words, _) in REFUSED.items()}
-    return run_all(runs.folder, trainer, jobs)
+    jobs["second process"] = ["--run", "kept", "--resume"]
+    with locked(runs.folder / "kept"):
+        return run_all(runs.folder, runs.trainer, jobs, trains=False)
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -149,25 +162,24 @@ def test_what_is_not_the_same_run_is_refused_in_one_line(refused, name):
     assert REFUSED[name][1] in ended.stderr
 
 
-def test_the_other_trainers_run_is_refused(runs, run):
-    trainer = config(runs.folder / "whole")["trainer"] + ".train"
-    (other,) = set(TRAINERS) - {trainer}
-    ended = run(runs.folder, other, *["--run", "SIGTERM", "--resume"])
-    assert (ended.code, ended.stderr.count("\n")) == (2, 1)
-    assert f"SIGTERM is a run of {trainer.removesuffix('.train')}: go on with python -m {trainer}" in ended.stderr
+def test_the_other_trainers_run_is_refused(runs, monkeypatch):
+    (other,) = set(TRAINERS) - {runs.trainer}
+    monkeypatch.chdir(runs.folder)
+    with pytest.raises(BadInput) as refused:
+        recipe_and_flags(["--run", "stopped", "--resume"], f"python -m {other}", "tiny")
+    assert f"stopped is a run of {runs.trainer.removesuffix('.train')}: go on with python -m {runs.trainer}" in str(
+        refused.value
+    )
 
 
 # One process writes a run
 
 
-def test_a_run_that_another_process_writes_is_refused_with_its_number(runs, run_all):
-    trainer = config(runs.folder / "whole")["trainer"] + ".train"
-    with locked(runs.folder / "SIGTERM kept"):
-        said = (runs.folder / "SIGTERM kept" / "lock").read_text().strip()
-        words = ["--run", "SIGTERM kept", "--resume"]
-        ended = run_all(runs.folder, trainer, {"second": words})["second"]
+def test_a_run_that_another_process_writes_is_refused_with_its_number(refused):
+    ended = refused["second process"]
     assert ended.code == 2
-    assert ended.stderr == f"error: --run SIGTERM kept is being written by {said}: wait for it to end, or end it\n"
+    held = f"being written by process {os.getpid()} on {socket.gethostname()}: wait for it to end, or end it"
+    assert ended.stderr == f"error: --run kept is {held}\n"
 
 
 def test_a_lock_ends_with_its_holder(tmp_path):

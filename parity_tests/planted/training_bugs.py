@@ -163,11 +163,8 @@ TRAINING_BUGS = [
         "norm-logged-after-clipping",
         "the gradient norm that is logged is the clipped one",
         "torch_ref/train.py",
-        'metrics = {"train_loss": train_loss, "grad_norm": get_total_norm(list(grads.values())), "lr": lr}\n'
-        "        return update(state, grads), metrics",
-        "state = update(state, grads)\n"
-        '        metrics = {"train_loss": train_loss, "grad_norm": get_total_norm(list(grads.values())), "lr": lr}\n'
-        "        return state, metrics",
+        "norm, norms = get_total_norm(",
+        "clip(grads, recipe.optimizer.clip_norm)\n        norm, norms = get_total_norm(",
         "8",
         "only the log is wrong, and a divergence isn't seen coming",
     ),
