@@ -4,7 +4,6 @@ Changed are step counts, validation tokens and data paths; and Inductor's coordi
 compiles for over four minutes. Each change must fit one place of the text, or the script is refused.
 """
 
-import importlib
 import re
 from pathlib import Path
 
@@ -19,8 +18,9 @@ UNTIMED = 10
 
 def known_recipe(file: Path) -> str:
     """Which recipe the published script in `file` trained; `BadInput` where it isn't a known one, unchanged."""
-    script = importlib.import_module("parity_tests.published_script")  # which imports both frameworks
-    return script.identify(file).recipe
+    from parity_tests.published_script import identify  # which imports both frameworks
+
+    return identify(file).recipe
 
 
 def changed_copy(file: Path, steps: int, data: str, val_data: str, devices: int) -> str:
