@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 from jaxgpt.errors import BadInput
+from jaxgpt.published.scripts import identify
 from jaxgpt.recipes import RECIPES, ScheduleConfig
 
 _STEP = re.compile(r"^step:(\d+)/\d+ train_loss:(\S+) train_time:(\d+)ms", re.MULTILINE)
@@ -18,8 +19,6 @@ UNTIMED = 10
 
 def known_recipe(file: Path) -> str:
     """Which recipe the published script in `file` trained; `BadInput` where it isn't a known one, unchanged."""
-    from parity_tests.published_script import identify  # which imports both frameworks
-
     return identify(file).recipe
 
 

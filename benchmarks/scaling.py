@@ -14,13 +14,12 @@ import shlex
 import statistics
 import sys
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from benchmarks.throughput import Measured, measure
-from benchmarks.throughput_table import median_ms, read_results
+from benchmarks.throughput import Measured, report
+from benchmarks.throughput_table import median_ms
 from jaxgpt.commands import parse
 from jaxgpt.errors import BadInput, exit_codes
 
@@ -38,8 +37,6 @@ class Flags(Measured):
     alternations: int = 1
     newton_schulz: bool = False
     """Run each trainer also without Newton-Schulz iterations: what they take of a step is the difference."""
-    table: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FILE ...")] = ()
-    """Measure nothing; print the table of these results."""
 
 
 @dataclass(frozen=True)
@@ -66,19 +63,13 @@ def main(argv: list[str] | None = None) -> None:
     """The program; see `Flags`."""
     argv = sys.argv[1:] if argv is None else argv
     flags = parse(Flags, argv, _PROG)
-    if flags.table:
-        print("\n\n".join(table(read_results(file)) for file in flags.table))
-        return
     if not flags.devices or min(flags.devices) < 1 or flags.alternations < 1:
         raise BadInput(f"--devices {flags.devices}, --alternations {flags.alternations}: give at least 1")
     if flags.newton_schulz:
         ours = [each for each in flags.trainers if each != "published"]
         flags = replace(flags, trainers=(*flags.trainers, *(each + WITHOUT for each in ours)))
     order = [(alternation, n) for alternation in range(flags.alternations) for n in flags.devices]
-    results = measure(flags, order, shlex.join([*_PROG.split(), *argv]))
-    print(table(results))
-    if not results["runs"]:
-        sys.exit(1)
+    report(flags, order, shlex.join([*_PROG.split(), *argv]), table)
 
 
 def rows(results: dict) -> list[Row]:

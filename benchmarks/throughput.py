@@ -7,7 +7,7 @@
 The trainers' own programs run in turn, several times, each run a process of its own; what the card multiplies at most
 is measured in both frameworks in the same call. The file is written anew after each run, so that nothing measured is
 lost where time runs out. The published script is a user's own copy; see `benchmarks.published_copy` for what of it is
-changed. This program imports neither JAX nor PyTorch, except to know that script by its hash.
+changed. This program imports neither JAX nor PyTorch.
 """
 
 import datetime
@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -64,6 +65,8 @@ class Measured:
     """Seconds that all may take; no run is begun that would last longer by what runs before it took."""
     out: Path | None = None
     """The JSON file to write, which must not exist."""
+    table: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FILE ...")] = ()
+    """Measure nothing; print the table of these results."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +76,6 @@ class Flags(Measured):
     alternations: int = 3
     mesh: int = 1
     """Devices."""
-    table: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FILE ...")] = ()
-    """Measure nothing; print the table of these results."""
 
 
 @exit_codes
@@ -82,13 +83,18 @@ def main(argv: list[str] | None = None) -> None:
     """The program; see `Flags`."""
     argv = sys.argv[1:] if argv is None else argv
     flags = parse(Flags, argv, _PROG)
-    if flags.table:
-        print("\n\n".join(table(read_results(file)) for file in flags.table))
-        return
     if flags.alternations < 1 or flags.mesh < 1:
         raise BadInput(f"--alternations {flags.alternations}, --mesh {flags.mesh}: give at least 1")
     order = [(alternation, flags.mesh) for alternation in range(flags.alternations)]
-    results = measure(flags, order, shlex.join([*_PROG.split(), *argv]))
+    report(flags, order, shlex.join([*_PROG.split(), *argv]), table)
+
+
+def report(flags: Measured, order: list[tuple[int, int]], command: str, table: Callable[[dict], str]) -> None:
+    """Print the table of what `measure` finds, or of the files that `--table` names; exit with 1 where nothing ran."""
+    if flags.table:
+        print("\n\n".join(table(read_results(file)) for file in flags.table))
+        return
+    results = measure(flags, order, command)
     print(table(results))
     if not results["runs"]:
         sys.exit(1)

@@ -11,7 +11,7 @@ from pathlib import Path
 from benchmarks.hlo import Instruction, instructions
 from benchmarks.kinds import kind_of_jax, kind_of_torch
 from jaxgpt.errors import BadInput
-from jaxgpt.profiled import PROGRAM, trace_folder
+from jaxgpt.profiled import FOLDER, PROGRAM
 
 _CONTAINERS = {"while", "call", "conditional", "async-start", "async-done"}
 """Whose time is that of what they run."""
@@ -36,7 +36,7 @@ def kernels(run: Path, trainer: str) -> list[Kernel]:
     Raises:
       BadInput: there is no trace, or it holds no kernel.
     """
-    folder = trace_folder(run)
+    folder = run / FOLDER
     files = sorted(folder.glob("**/*.trace.json.gz")) or sorted(folder.glob("**/*.xplane.pb"))
     if not files:
         raise BadInput(f"{folder} holds no trace: train that run with --profile 3")

@@ -30,7 +30,7 @@ from jaxtyping import Array, UInt32
 
 from jaxgpt.errors import BadInput
 from jaxgpt.resume import check_unchanged
-from jaxgpt.saved import Damaged, Progress, newest, prune, sealed, steps_in, tidy, unsealed
+from jaxgpt.saved import Damaged, Progress, newest, not_saved, prune, sealed, steps_in, tidy, unsealed
 
 
 def fingerprint(array: Array) -> UInt32[Array, ""]:
@@ -164,14 +164,9 @@ class Checkpoints:
                 prune(self.folder, self.keep, self._scores)
 
     def _failed(self, error: Exception) -> None:
-        step, why = self._saving, (isinstance(error, OSError) and error.strerror) or " ".join(str(error).split())
-        last = f"the last one is of step {self.saved}" if self.saved else "there is none yet"
+        why = (isinstance(error, OSError) and error.strerror) or " ".join(str(error).split())
         if self._writes:
-            print(
-                f"warning: checkpoint {self.folder / str(step)} wasn't saved ({_reason(why)}); {last}",
-                file=sys.stderr,
-                flush=True,
-            )
+            not_saved(self.folder / str(self._saving), _reason(why), self.saved)
             tidy(self.folder)
         self._orbax = None
 

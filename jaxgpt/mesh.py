@@ -75,13 +75,6 @@ def compiler_options(mesh: Mesh, rounding: Literal["free", "pinned"] = "free") -
     return options | ({"xla_gpu_enable_triton_gemm": False} if mesh.devices.flat[0].platform == "gpu" else {})
 
 
-def start_trace(folder: Path) -> None:
-    """Begin a profiler trace into `folder`, without Python's own calls: they would be most of it."""
-    options = jax.profiler.ProfileOptions()
-    options.python_tracer_level = 0
-    jax.profiler.start_trace(folder, profiler_options=options)
-
-
 def cached_compilation() -> dict[str, int]:
     """Keep executables on disk for a second start to find; the counts returned grow as they are found or not."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "jaxgpt"

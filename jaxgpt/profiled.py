@@ -1,7 +1,7 @@
 """Which steps of a run `--profile` traces. Imports neither JAX nor PyTorch: the trainers give their own profilers."""
 
 from collections.abc import Callable
-from pathlib import Path
+from typing import Protocol
 
 from jaxgpt.errors import BadInput
 
@@ -13,6 +13,16 @@ PROGRAM = "step.hlo.txt"
 """The compiled step, beside JAX's trace: where each of its kernels comes from."""
 
 
+class Tracer(Protocol):
+    """A framework's profiler."""
+
+    def start(self) -> None:
+        """Begin a trace."""
+
+    def stop(self) -> None:
+        """End it."""
+
+
 class Profile:
     """Traces `steps` steps of a run, from the fourth of this start on, or as many as are left.
 
@@ -20,20 +30,12 @@ class Profile:
       steps: how many; None traces nothing.
       first: updates done when this start begins.
       last: updates done when it ends.
-      start, stop: begin a trace into a folder, and end it.
+      tracer: of the framework.
       wait: returns when the device has done what was asked of it.
     """
 
-    def __init__(
-        self,
-        steps: int | None,
-        first: int,
-        last: int,
-        start: Callable[[], object],
-        stop: Callable[[], object],
-        wait: Callable[[], object],
-    ):
-        self._start, self._stop, self._wait = start, stop, wait
+    def __init__(self, steps: int | None, first: int, last: int, tracer: Tracer, wait: Callable[[], object]):
+        self._tracer, self._wait = tracer, wait
         self._from = self._to = -1
         if steps is not None and first + BEFORE < last:
             self._from, self._to = first + BEFORE, min(first + BEFORE + steps, last)
@@ -42,7 +44,7 @@ class Profile:
         """Begin or end the trace between update number `done` and the next one."""
         if done in (self._from, self._to):
             self._wait()
-            (self._start if done == self._from else self._stop)()
+            self._tracer.start() if done == self._from else self._tracer.stop()
 
 
 def check_profile(profile: int | None, steps: int) -> None:
@@ -52,8 +54,3 @@ def check_profile(profile: int | None, steps: int) -> None:
             f"--profile {profile}: {BEFORE} of the run's {steps} steps go before those that are traced; give a whole "
             f"number of at least 1, and a run of at least {BEFORE + max(profile, 1)} steps"
         )
-
-
-def trace_folder(run: Path) -> Path:
-    """Where the traces of a run are."""
-    return run / FOLDER

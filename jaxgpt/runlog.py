@@ -273,11 +273,6 @@ class RunLog:
             with contextlib.suppress(OSError):  # what a full disk didn't take was reported when it was written
                 self._metrics.close()
 
-    def unlock(self) -> None:
-        """Let other processes go on with the run."""
-        if self.writes:
-            self._lock.close()
-
     def _line(self, **values) -> None:
         if not self.writes:
             return

@@ -104,6 +104,12 @@ def newest(folder: Path, read: Callable[[Path], T]) -> tuple[T | None, list[int]
     return None, []
 
 
+def not_saved(path: Path, why: str, saved: int | None) -> None:
+    """Warn that the checkpoint at `path` wasn't saved; `saved` is the step of the last one that was."""
+    last = f"the last one is of step {saved}" if saved else "there is none yet"
+    print(f"warning: checkpoint {path} wasn't saved ({why}); {last}", file=sys.stderr, flush=True)
+
+
 def tidy(folder: Path, damaged: Iterable[int] = ()) -> None:
     """Delete what killed saves and deletions left, and put damaged checkpoints aside, out of the way of new ones."""
     for step in damaged:

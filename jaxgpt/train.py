@@ -31,12 +31,13 @@ from jaxgpt.interrupt import Interrupt, interruptible
 from jaxgpt.loss import cross_entropy
 from jaxgpt.model import GPT
 from jaxgpt.optimizer import make_optimizer, multiplier
-from jaxgpt.profiled import PROGRAM, Profile, check_profile, trace_folder
+from jaxgpt.profiled import FOLDER, Profile, check_profile
 from jaxgpt.recipes import Precision, Recipe, precision
 from jaxgpt.resume import finished_after, same_run
 from jaxgpt.runlog import RunLog, describe, run_folder
 from jaxgpt.saved import Progress, steps_in
 from jaxgpt.shards import inspect_shards
+from jaxgpt.tracer import Tracer
 
 PROG = "python -m jaxgpt.train"
 
@@ -134,7 +135,8 @@ def make_step(recipe: Recipe, precision: Precision, devices: Mesh, micro_batch: 
     def step(state: TrainState, inputs: jax.Array, targets: jax.Array):
         train_loss, grads = gradients(state.params, inputs, targets)
         lr = recipe.optimizer.lr * schedule(state.step)
-        metrics = {"train_loss": train_loss, "grad_norm": optax.tree.norm(grads), "lr": lr, "norms": norms(grads)}
+        by_tensor = norms(grads)
+        metrics = {"train_loss": train_loss, "grad_norm": optax.tree.norm(by_tensor), "lr": lr, "norms": by_tensor}
         updated = update(state, grads)
         if skip:
             is_finite = jnp.isfinite(train_loss) & jnp.isfinite(metrics["grad_norm"])
@@ -253,8 +255,8 @@ def run(argv: list[str], interrupt: Interrupt) -> None:
         ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy"),
     )
     before = same_run(folder, described) if flags.resume else None
-    if flags.resume and finished_after(folder) >= steps:
-        print(f"run {folder} is finished: {finished_after(folder)} steps are done", flush=True)
+    if flags.resume and (finished := finished_after(folder)) >= steps:
+        print(f"run {folder} is finished: {finished} steps are done", flush=True)
         return
     log = RunLog(folder, described, steps, recipe.step_tokens, jax.process_index() == 0, flags.resume)
     checkpoints = Checkpoints(folder / "checkpoints", flags.keep, described)
@@ -278,13 +280,9 @@ def run(argv: list[str], interrupt: Interrupt) -> None:
     step = program.step.lower(state, batch, batch).compile(options)
     log.write_config(compile={"seconds": round(time.perf_counter() - started, 2)} | counts)
 
-    traces = trace_folder(folder)
-    traced = None if traces.exists() else flags.profile
-    wait = lambda: jax.block_until_ready(state)  # noqa: E731
-    profile = Profile(traced, was.step, steps, lambda: mesh.start_trace(traces), jax.profiler.stop_trace, wait)
-    if traced and log.writes:
-        traces.mkdir()
-        (traces / PROGRAM).write_text(step.as_text() or "", encoding="utf-8")
+    tracer = Tracer(folder / FOLDER, step, log.writes)
+    traced = None if (folder / FOLDER).exists() else flags.profile
+    profile = Profile(traced, was.step, steps, tracer, lambda: jax.block_until_ready(state))
 
     pending = None
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -25,6 +26,7 @@ import torch
 from safetensors.numpy import save_file
 
 from jaxgpt.shards import write_shard
+from parity_tests import checkpoints
 from parity_tests.certificate import plugin as certificate
 from parity_tests.measured import curves_taken, taken
 from parity_tests.programs import ROOT, Ended, tiny_weights
@@ -198,3 +200,17 @@ def shards(tmp_path_factory) -> Path:
     (folder / "runs" / "old").mkdir(parents=True)
     (folder / "runs" / "old" / "metrics.jsonl").write_text('{"step": 0}\n', encoding="utf-8")
     return folder
+
+
+@pytest.fixture
+def kept(tmp_path_factory) -> Callable[..., checkpoints.Kept]:
+    """kept(framework, name, dtype), made once and given out as a copy."""
+    home = tmp_path_factory.getbasetemp() / "kept"
+
+    def copied(*case: str) -> checkpoints.Kept:
+        made = checkpoints.made(home / "-".join(case) / "checkpoints", *case)
+        folder = tmp_path_factory.mktemp("copy") / "checkpoints"
+        shutil.copytree(made.folder, folder)
+        return made._replace(folder=folder)
+
+    return copied

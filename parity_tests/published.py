@@ -21,9 +21,10 @@ import tyro
 
 from jaxgpt.commands import parse
 from jaxgpt.errors import exit_codes
+from jaxgpt.published.scripts import identify
 from parity_tests.published_report import report
 from parity_tests.published_rungs import rows
-from parity_tests.published_script import identify, load
+from parity_tests.published_script import load
 
 _PROG = "python -m parity_tests.published"
 

@@ -14,13 +14,14 @@ from jaxgpt.errors import BadInput
 from jaxgpt.profiled import BEFORE, Profile, check_profile
 from parity_tests.programs import TRAINERS
 from parity_tests.test_throughput import SMALL
-from torch_ref.profiled import TRACE, Tracer
+from torch_ref.tracer import TRACE, Tracer
 
 
 def traced(steps: int | None, first: int, last: int) -> list[str]:
     """What happens in a run, in order: steps by number, and the trace's beginning and end."""
     said: list[str] = []
-    profile = Profile(steps, first, last, lambda: said.append("start"), lambda: said.append("stop"), lambda: None)
+    tracer = SimpleNamespace(start=lambda: said.append("start"), stop=lambda: said.append("stop"))
+    profile = Profile(steps, first, last, tracer, lambda: None)
     for done in range(first, last + 1):
         profile.at(done)
         if done < last:
@@ -48,7 +49,7 @@ def test_without_the_flag_nothing_is_traced():
 
 def test_the_device_is_awaited_at_both_ends():
     waits: list[int] = []
-    profile = Profile(1, 0, 4, lambda: None, lambda: None, lambda: waits.append(1))
+    profile = Profile(1, 0, 4, SimpleNamespace(start=lambda: None, stop=lambda: None), lambda: waits.append(1))
     for done in range(5):
         profile.at(done)
     assert len(waits) == 2
@@ -96,7 +97,7 @@ def bar(tmp_path, monkeypatch):
         log.start_clock()
         log.train(1, 3.0, 1.0, 0.1, 0)
         log._metrics.close()
-        log.unlock()
+        log._lock.close()
         return task.rate
 
     return shown

@@ -57,22 +57,22 @@ def runs(request, shards, tmp_path_factory, run_all) -> Runs:
     return Runs(request.param, folder, words, ends)
 
 
-def ended_by(runs: Runs, name: str) -> Ended:
-    """How that run ended; what is left out with JAX goes through lines that both trainers share."""
-    if name not in runs.ends:
-        pytest.skip("with torch_ref alone, or with JAX alone (torch_ref's other meshes: test_several_processes.py)")
-    return runs.ends[name]
+in_jax = pytest.mark.parametrize("runs", ["jaxgpt.train"], indirect=True)
+in_torch = pytest.mark.parametrize("runs", ["torch_ref.train"], indirect=True)
+GOES_ON = [(trainer, "stopped") for trainer in TRAINERS]
+GOES_ON += [("torch_ref.train", name) for name in ("killed", "start")]
 
 
-@pytest.mark.parametrize("name", ["stopped", "killed", "start"])
+@pytest.mark.parametrize(("runs", "name"), GOES_ON, indirect=["runs"])
 def test_a_run_that_goes_on_logs_what_an_uninterrupted_one_does(runs, name):
-    ended = ended_by(runs, f"{name} again")
+    ended = runs.ends[f"{name} again"]
     assert (ended.code, ended.stderr) == (0, "")
     assert rows(runs.folder / name) == rows(runs.folder / "whole")
 
 
+@in_torch
 def test_a_kill_really_kills(runs):
-    assert ended_by(runs, "killed").code == -signal.SIGKILL
+    assert runs.ends["killed"].code == -signal.SIGKILL
 
 
 def test_a_signal_saves_says_how_to_go_on_and_exits_with_its_code(runs):
@@ -100,8 +100,9 @@ def test_the_first_start_stays_in_config_and_the_others_are_listed(runs):
     assert again["compile"]["seconds"] > 0
 
 
+@in_torch
 def test_a_run_without_a_checkpoint_starts_from_its_beginning_and_says_so(runs):
-    assert "in start: no checkpoint yet, starting from the beginning" in ended_by(runs, "start again").stdout
+    assert "in start: no checkpoint yet, starting from the beginning" in runs.ends["start again"].stdout
 
 
 def test_a_finished_run_says_so(runs):
@@ -110,8 +111,9 @@ def test_a_finished_run_says_so(runs):
     assert "resumes" not in config(runs.folder / "whole")
 
 
+@in_jax
 def test_another_mesh_goes_on_with_the_same_losses(runs):
-    ended = ended_by(runs, "another mesh")
+    ended = runs.ends["another mesh"]
     assert ended.code == 0, ended.stderr
     whole, other = losses(runs.folder / "whole"), losses(runs.folder / "mesh")
     assert other.keys() == whole.keys()

@@ -11,11 +11,13 @@ import pytest
 import torch
 
 from jaxgpt.errors import BadInput
+from jaxgpt.published import scripts
+from jaxgpt.published.scripts import VERSIONS, Version, identify
 from jaxgpt.recipes import RECIPES
-from parity_tests import published, published_script
+from parity_tests import published
 from parity_tests.published_report import DIFFERENT, Row, report
 from parity_tests.published_rungs import model_and_gradients, rows, worst
-from parity_tests.published_script import VERSIONS, Script, Version, identify, load, without
+from parity_tests.published_script import Script, load, without
 from parity_tests.published_start import drifting_stream, other_steps
 
 COPIES = [Path(name) for name in os.environ.get("JAXGPT_PUBLISHED", "").split(os.pathsep) if name]
@@ -55,7 +57,7 @@ def skeleton(tmp_path, monkeypatch) -> Path:
     path = tmp_path / "train_gpt2.py"
     path.write_text("import torch\n" + SKELETON, encoding="utf-8")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    monkeypatch.setattr(published_script, "VERSIONS", {digest: Version("muon-2024-10-12", "a test")})
+    monkeypatch.setattr(scripts, "VERSIONS", {digest: Version("muon-2024-10-12", "a test")})
     return path
 
 

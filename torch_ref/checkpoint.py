@@ -12,7 +12,6 @@ import contextlib
 import hashlib
 import json
 import os
-import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from torch import Tensor
 from jaxgpt.errors import BadInput
 from jaxgpt.recipes import Precision, Recipe
 from jaxgpt.resume import check_unchanged
-from jaxgpt.saved import Damaged, Progress, newest, prune, sealed, steps_in, tidy, unsealed
+from jaxgpt.saved import Damaged, Progress, newest, not_saved, prune, sealed, steps_in, tidy, unsealed
 from torch_ref import bridge, mesh
 from torch_ref.bridge import TrainingState
 from torch_ref.mesh import Mesh
@@ -143,12 +142,7 @@ class Checkpoints:
 
     def _failed(self, error: Exception) -> None:
         why = (isinstance(error, OSError) and error.strerror) or " ".join(str(error).split())
-        last = f"the last one is of step {self.saved}" if self.saved else "there is none yet"
-        print(
-            f"warning: checkpoint {self.folder / str(self._saving)} wasn't saved ({why}); {last}",
-            file=sys.stderr,
-            flush=True,
-        )
+        not_saved(self.folder / str(self._saving), why, self.saved)
         tidy(self.folder)
 
 

@@ -68,6 +68,12 @@ def mean_over_processes(devices: Mesh, value: Float[Tensor, ""]) -> Float[Tensor
     return value
 
 
+def wait_for_device(devices: Mesh) -> None:
+    """Return when this process's device has done what was asked of it."""
+    if devices.device.type == "cuda":
+        torch.cuda.synchronize(devices.device)
+
+
 def wait_for_all(devices: Mesh) -> None:
     """Return when every process has come here."""
     if devices.size > 1:

@@ -22,7 +22,7 @@ from torch.nn.utils import get_total_norm
 from jaxgpt.errors import BadInput, NotFinite, NotWritten, exit_codes, not_finite, stopped
 from jaxgpt.flags import default_recipe, embedded_notice, recipe_and_flags, shard_patterns
 from jaxgpt.interrupt import Interrupt, interruptible
-from jaxgpt.profiled import Profile, check_profile, trace_folder
+from jaxgpt.profiled import FOLDER, Profile, check_profile
 from jaxgpt.recipes import DType, Precision, Recipe, precision
 from jaxgpt.resume import finished_after, same_run
 from jaxgpt.runlog import RunLog, describe, run_folder
@@ -30,13 +30,14 @@ from jaxgpt.saved import Progress, steps_in
 from jaxgpt.shards import inspect_shards
 from torch_ref import bridge, mesh, tokens
 from torch_ref.checkpoint import Checkpoints
+from torch_ref.finite import norms
 from torch_ref.loss import cross_entropy
 from torch_ref.mesh import Mesh
 from torch_ref.model import GPT
 from torch_ref.moments import set_moments
 from torch_ref.muon import Muon, keep_own
 from torch_ref.optimizer import clip, make_optimizer, multiplier, set_learning_rates
-from torch_ref.profiled import Tracer
+from torch_ref.tracer import Tracer
 
 PROG = "python -m torch_ref.train"
 
@@ -138,8 +139,9 @@ def make_step(recipe: Recipe, precision: Precision, devices: Mesh, micro_batch: 
     def step(state: TrainState, inputs: Tensor, targets: Tensor) -> tuple[TrainState, dict[str, Any]]:
         train_loss, grads = gradients(state, inputs, targets)
         lr = recipe.optimizer.lr * schedule(state.step)
-        norm, norms = get_total_norm(list(grads.values())), {n: torch.linalg.vector_norm(g) for n, g in grads.items()}
-        metrics = {"train_loss": train_loss, "grad_norm": norm, "lr": lr, "norms": norms}
+        by_tensor = norms(grads)
+        norm = get_total_norm(list(by_tensor.values()))
+        metrics = {"train_loss": train_loss, "grad_norm": norm, "lr": lr, "norms": by_tensor}
         if skip and not (train_loss.isfinite() & norm.isfinite()):
             return state._replace(step=state.step + 1), metrics
         return update(state, grads), metrics
@@ -261,8 +263,8 @@ def run(argv: list[str], interrupt: Interrupt) -> None:
         ("torch", "numpy"),
     )
     before = same_run(folder, described) if flags.resume else None
-    if flags.resume and finished_after(folder) >= steps:
-        print(f"run {folder} is finished: {finished_after(folder)} steps are done", flush=True)
+    if flags.resume and (finished := finished_after(folder)) >= steps:
+        print(f"run {folder} is finished: {finished} steps are done", flush=True)
         return
     log = RunLog(folder, described, steps, recipe.step_tokens, devices.rank == 0, flags.resume)
     checkpoints = Checkpoints(folder / "checkpoints", flags.keep, described, recipe, devices)
@@ -288,10 +290,9 @@ def run(argv: list[str], interrupt: Interrupt) -> None:
         keep_own(state.optimizers)
     log.write_config(compile={"seconds": round(time.perf_counter() - started, 2)})
 
-    traces = trace_folder(folder)
-    tracer = Tracer(traces, devices.device, log.writes)
-    traced = None if traces.exists() else flags.profile
-    profile = Profile(traced, was.step, steps, tracer.start, tracer.stop, tracer.wait)
+    tracer = Tracer(folder / FOLDER, devices.device, log.writes)
+    traced = None if (folder / FOLDER).exists() else flags.profile
+    profile = Profile(traced, was.step, steps, tracer, lambda: mesh.wait_for_device(devices))
 
     pending = None
 
