@@ -15,7 +15,7 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from jaxgpt.attention import attend
+from jaxgpt.attention import Implementation, attend
 from jaxgpt.init import initializer
 from jaxgpt.loss import cap, logits
 from jaxgpt.recipes import DType, ModelConfig
@@ -106,7 +106,7 @@ class Attention(nnx.Module):
         self.c_proj = linear(config.width, config.width, "attn.c_proj.weight")
 
     def __call__(
-        self, x_BTD: jax.Array, tables: tuple[jax.Array, jax.Array], implementation: Literal["exact", "fast"]
+        self, x_BTD: jax.Array, tables: tuple[jax.Array, jax.Array], implementation: Implementation
     ) -> jax.Array:
         """(B, T, D) -> (B, T, D)."""
         config = self.config
@@ -169,7 +169,7 @@ class Block(nnx.Module):
         self.mlp = MLP(config, linear)
 
     def __call__(
-        self, x_BTD: jax.Array, tables: tuple[jax.Array, jax.Array], implementation: Literal["exact", "fast"]
+        self, x_BTD: jax.Array, tables: tuple[jax.Array, jax.Array], implementation: Implementation
     ) -> jax.Array:
         """(B, T, D) -> (B, T, D)."""
         y_BTD = self.attn(self.ln_1(x_BTD), tables, implementation)
