@@ -201,19 +201,24 @@ def muon(
       **settings: of `scale_by_muon`.
 
     Raises:
-      ValueError: a weight that isn't Muon's, and no `others`.
+      ValueError: a weight that isn't Muon's, and no `others`; no weight that is Muon's, so that `others` would train
+        all of them and nobody would know.
     """
 
     def labels(params: optax.Params):
         def label(path, weight) -> str:
-            name = jax.tree_util.keystr(path, simple=True, separator=".")
+            name = _name(path)
             if layout(name, weight) is not None:
                 return "muon"
             if others is None:
                 raise ValueError(f"{name} {weight.shape} is not Muon's by `layout`: give its optimiser as `others`")
             return "others"
 
-        return jax.tree_util.tree_map_with_path(label, params)
+        labelled = jax.tree_util.tree_map_with_path(label, params)
+        if (named := jax.tree_util.tree_leaves_with_path(labelled)) and all(each == "others" for _, each in named):
+            names = ", ".join(_name(path) for path, _ in named)
+            raise ValueError(f"`layout` calls no weight Muon's: give one that knows the matrices among {names}")
+        return labelled
 
     matrices = optax.chain(
         scale_by_muon(layout, **settings),
@@ -226,9 +231,15 @@ def muon(
 def _matrices(layout: Layout, tree) -> list[Matrix]:
     matrices = []
     for path, weight in jax.tree_util.tree_leaves_with_path(tree):
-        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        name = _name(path)
         matrix = layout(name, weight)
         if matrix is None:
             raise ValueError(f"{name} {weight.shape} is not a matrix by `layout`: scale_by_muon takes matrices alone")
         matrices.append(matrix)
     return matrices
+
+
+def _name(path: tuple) -> str:
+    """Such as "h.attn.c_q.kernel". Of a variable of Flax's NNX the array is the attribute `value`: not in the name."""
+    of_variable = len(path) > 1 and path[-1] == jax.tree_util.GetAttrKey("value")
+    return jax.tree_util.keystr(path[:-1] if of_variable else path, simple=True, separator=".")

@@ -21,7 +21,7 @@ from jaxgpt.commands import parse
 from jaxgpt.decode import Decoder
 from jaxgpt.errors import BadInput, exit_codes
 from jaxgpt.flags import check_seed, early_value
-from jaxgpt.recipes import ModelConfig, named
+from jaxgpt.recipes import ModelConfig, Recipe, named
 from jaxgpt.vocabulary import Text, prompt_ids, vocabulary
 
 PROG = "python -m jaxgpt.sample"
@@ -58,22 +58,22 @@ class Flags:
         check_seed(self.seed)
 
 
-def read_flags(argv: list[str]) -> tuple[Flags, trained.Trained]:
-    """The command line, and the weights that it names.
+def read_flags(argv: list[str]) -> tuple[Flags, Recipe | None]:
+    """The command line, and the recipe of the file that it names; None where it names a run, which knows its own.
 
     Raises:
-      BadInput: a flag or a file that can't be used.
+      BadInput: a flag that can't be used, or a recipe for a run, or none for a file.
     """
     name = early_value(argv, "--recipe")
-    base = named(name or "muon-2024-10-12")
+    base = named(name or "tiny")
     flags = parse(Flags, argv, PROG, Flags(run=tyro.MISSING, model=base.model))
-    if not flags.run.is_file():
-        if flags.recipe is not None or flags.model != base.model:
-            raise BadInput(f"--recipe and --model.* are for a file, and {flags.run} is none: leave them out for a run")
-        return flags, trained.of_run(flags.run)
-    if name is None:
-        raise BadInput(f"{flags.run} is a file: say with --recipe which recipe its weights are of")
-    return flags, trained.of_file(flags.run, dataclasses.replace(base, model=flags.model))
+    if flags.run.is_file():
+        if name is None:
+            raise BadInput(f"{flags.run} is a file: say with --recipe which recipe its weights are of")
+        return flags, dataclasses.replace(base, model=flags.model)
+    if name is not None or flags.model != base.model:
+        raise BadInput(f"--recipe and --model.* are for a file, and {flags.run} is none: leave them out for a run")
+    return flags, None
 
 
 def drawn(
@@ -118,7 +118,8 @@ def shown(text: str, terminal: bool) -> str:
 @exit_codes
 def main(argv: list[str] | None = None) -> None:
     """The program; see `Flags`."""
-    flags, model = read_flags(sys.argv[1:] if argv is None else argv)
+    flags, recipe = read_flags(sys.argv[1:] if argv is None else argv)
+    model = trained.of_file(flags.run, recipe) if recipe else trained.of_run(flags.run)
     known = vocabulary(model.recipe)
     ids = prompt_ids(flags.prompt, known)
     if flags.top_k is not None and flags.top_k > known.size:

@@ -20,7 +20,7 @@ from jaxgpt.errors import BadInput, exit_codes, one_line
 from jaxgpt.recorded import recorded
 from parity_tests.fuzz import seeds, targets
 
-FILES = ("shard", "weights", "state", "config", "metrics", "published", "text")
+FILES = ("shard", "weights", "state", "config", "metrics", "published", "text", "gpt2_config")
 LOADERS = {"jaxgpt": jaxgpt.tokens, "torch_ref": torch_ref.tokens}
 BRIDGES = {"jaxgpt": jaxgpt.bridge, "torch_ref": torch_ref.bridge}
 in_both = pytest.mark.parametrize("loader", LOADERS.values(), ids=LOADERS)

@@ -47,6 +47,7 @@ VALUES = {
     "a path": "/dev/zero",
 }
 PROGRAMS = ("train_flags", "compare_flags", "corpus_flags", "bridge_flags", "recipes_flags")
+PROGRAMS += ("sample_flags", "huggingface_flags")
 
 
 def train(*words: str) -> bool:

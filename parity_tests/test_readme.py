@@ -7,7 +7,10 @@ import statistics
 from pathlib import Path
 
 import pytest
+import tyro
 
+from jaxgpt import huggingface, sample
+from jaxgpt.commands import parse
 from jaxgpt.flags import recipe_and_flags
 from jaxgpt.recipes import RECIPES
 
@@ -102,6 +105,20 @@ def test_recipes_are_all_listed():
     section = README[README.index("## The recipes") : README.index("## Four optimisers")]
     for name in RECIPES:
         assert name in section or name.removesuffix("2024-10-29") in section, name
+
+
+@pytest.mark.parametrize(
+    ("program", "kind", "default", "at_least"),
+    [
+        (sample.PROG, sample.Flags, sample.Flags(run=tyro.MISSING), 2),
+        (huggingface.PROG, huggingface.Command, None, 2),
+    ],
+)
+def test_every_command_for_text_and_weights_is_one_the_programs_take(program, kind, default, at_least):
+    commands = re.findall(rf"^{re.escape(program)} (.*)$", README, re.M)
+    assert len(commands) >= at_least
+    for command in commands:
+        parse(kind, shlex.split(command), program, default)
 
 
 def test_every_training_command_is_one_the_programs_take():

@@ -251,3 +251,7 @@ RESUMED_ON_ANOTHER_MESH = 1e-6
 
 DECODED_LOGITS = {"float64": 1e-14, "float32": 5e-6}
 """Logits by kept keys and values, and by a full forward. Measured 9.1e-16 and 4.8e-7."""
+
+OWN_MODELS = 5e-6
+"""Losses of 20 steps with Muon, absolute, of the same model in Flax and in Equinox. float32. Measured 4.8e-7; with
+fan-in for fan-out in one of the two, 0.016."""

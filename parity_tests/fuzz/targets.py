@@ -17,7 +17,7 @@ import jaxgpt.bridge
 import jaxgpt.tokens
 import torch_ref.bridge
 import torch_ref.tokens
-from jaxgpt import compare, corpus, published, recipe_table, report
+from jaxgpt import compare, corpus, huggingface, published, recipe_table, report, sample
 from jaxgpt.commands import parse
 from jaxgpt.curves import load_run
 from jaxgpt.equivalence import judge
@@ -191,6 +191,30 @@ def bridge_flags(content: bytes) -> bool:
     return taken(read)
 
 
+def sample_flags(content: bytes) -> bool:
+    """The command line of jaxgpt.sample, up to the weights that it would read."""
+    return taken(lambda: sample.read_flags(words(content)))
+
+
+def huggingface_flags(content: bytes) -> bool:
+    """The command line of jaxgpt.huggingface, up to what it would write."""
+
+    def read() -> None:
+        check_name(parse(huggingface.Command, words(content), huggingface.PROG).do.out, "--out")
+
+    return taken(read)
+
+
+def gpt2_config(content: bytes) -> bool:
+    """The config.json of a model in transformers' format: what is taken can be exported again."""
+    folder = file(content, "gpt2/config.json").parent
+
+    def read() -> None:
+        huggingface.gpt2_config(huggingface.recipe_of(folder).model)
+
+    return taken(read)
+
+
 def recipes_flags(content: bytes) -> bool:
     """The command line of jaxgpt.recipes."""
     return taken(lambda: named(parse(recipe_table.Flags, words(content), "python -m jaxgpt.recipes").name or "tiny"))
@@ -215,5 +239,8 @@ TARGETS = {
         corpus_flags, [b"text\na.txt\n--out\nb\n--val-every\n9", b"fineweb\n--shards\n3", b"sample"]
     ),
     "bridge_flags": Target(bridge_flags, [b"--recipe\ntiny\n--out\nw.safetensors\n--seed\n1"]),
+    "sample_flags": Target(sample_flags, [b"runs/a\n--prompt\nhello\n--tokens\n9\n--top-k\n3\n--seed\n1"]),
+    "huggingface_flags": Target(huggingface_flags, [b"export\nrun\n--out\na", b"import\ngpt2\n--out\nw"]),
+    "gpt2_config": Target(gpt2_config, [json.dumps(huggingface.gpt2_config(named(huggingface.RECIPE).model)).encode()]),
     "recipes_flags": Target(recipes_flags, [b"tiny"]),
 }
