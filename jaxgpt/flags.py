@@ -47,6 +47,8 @@ class Flags:
     """Dtype of the model, Newton-Schulz and its norm. Absent: the recipe decides."""
     rounding: Literal["free", "pinned"] = "free"
     """pinned, the parity mode: JAX leaves out no rounding to bfloat16 that PyTorch makes. free: XLA may."""
+    kernels: Literal["auto", "plain", "fused"] = "auto"
+    """JAX's: fused takes kernels of our own where they can run; auto does so on GPUs, plain leaves all to XLA."""
     val_every: int | None = None
     """Updates between validations."""
     val_tokens: int | None = None

@@ -75,6 +75,13 @@ def compiler_options(mesh: Mesh, rounding: Literal["free", "pinned"] = "free") -
     return options | ({"xla_gpu_enable_triton_gemm": False} if mesh.devices.flat[0].platform == "gpu" else {})
 
 
+def kernels(mesh: Mesh, asked: Literal["auto", "plain", "fused"]) -> Literal["plain", "fused"]:
+    """Whether to take the kernels of `jaxgpt.kernels`, which "auto" does on GPUs."""
+    if asked != "auto":
+        return asked
+    return "fused" if mesh.devices.flat[0].platform == "gpu" else "plain"
+
+
 def cached_compilation() -> dict[str, int]:
     """Keep executables on disk for a second start to find; the counts returned grow as they are found or not."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "jaxgpt"

@@ -93,7 +93,7 @@ def make_step(recipe: Recipe, precision: Precision, devices: Mesh, micro_batch: 
         x_ND, config = gpt.hidden(inputs_BT).reshape(-1, recipe.model.width), recipe.model
         weight_VD, bias_V = gpt.head()
         token_ids = config.token_ids if config.pad_rows == "masked" else None
-        targets_N, form = targets_BT.reshape(-1), (config.logit_cap, token_ids, config.loss_reduction)
+        targets_N, form = targets_BT.reshape(-1), (config.logit_cap, token_ids, config.loss_reduction, gpt.kernels)
         return cross_entropy(x_ND, weight_VD, targets_N, gpt.compute, bias_V, *form)
 
     def device_gradients(params, inputs: jax.Array, targets: jax.Array):
@@ -184,6 +184,7 @@ def _graph(recipe: Recipe, precision: Precision, compute) -> nnx.GraphDef:
     """The model without weights."""
     settings = {"parameters": precision.parameters, "embedding": precision.embedding, "compute": compute}
     settings["attention"] = precision.attention if compute == "bfloat16" else "exact"
+    settings["kernels"] = precision.kernels if compute == precision.compute else "plain"
     return nnx.split(nnx.eval_shape(lambda: GPT(recipe.model, rngs=nnx.Rngs(0), **settings)))[0]
 
 
@@ -218,9 +219,8 @@ def run(argv: list[str], interrupt: Interrupt) -> None:
     recipe, flags, overrides = recipe_and_flags(argv, PROG, default_recipe(flags, accelerator=platform != "cpu"))
     if flags.recipe is None and flags.data is None and recipe.data.tokens == "bytes" and not flags.resume:
         print(embedded_notice(recipe, flags), flush=True)
-    exactly = precision(
-        recipe, flags.dtype, attention="exact" if platform == "cpu" else "fast", rounding=flags.rounding
-    )
+    attention = "exact" if platform == "cpu" else "fast"
+    exactly = precision(recipe, flags.dtype, attention, flags.rounding, mesh.kernels(devices, flags.kernels))
     jax.config.update("jax_enable_x64", "float64" in dataclasses.astuple(exactly))
     data, config = recipe.data, recipe.model
 
