@@ -57,13 +57,18 @@ class Norm(nnx.Module):
         wide = wide * self.weight[...].astype(x.dtype)
         return (wide + self.bias[...] if self.config.norm == "layer" else wide).astype(x.dtype)
 
-    def after(self, x_BTD: jax.Array, y_BTD: jax.Array | None, copies: int) -> tuple[jax.Array, ...]:
-        """x + y, or x without y, and its norm, `copies` times; see `jaxgpt.kernels.norm.add_norm`."""
+    def after(
+        self, x_BTD: jax.Array, y_BTD: jax.Array | None, copies: int, scale: float | None = None
+    ) -> tuple[jax.Array, ...]:
+        """x + scale y, or x without y, and its norm, `copies` times; see `jaxgpt.kernels.norm.add_norm`."""
         if y_BTD is None:
             return x_BTD, *[self(x_BTD)] * copies
         rows = x_BTD.reshape(-1, x_BTD.shape[-1]), y_BTD.reshape(-1, y_BTD.shape[-1])
         if self.kernels == "fused" and self.config.norm == "rms" and len(rows[0]) % ROWS == 0:
-            return tuple(a.reshape(x_BTD.shape) for a in add_norm(*rows, self.config.norm_eps, copies))
+            return tuple(a.reshape(x_BTD.shape) for a in add_norm(*rows, self.config.norm_eps, copies, scale))
+        if scale is not None:
+            # A bfloat16 times a Python number is rounded once, as torch does; JAX alone would round the number first.
+            y_BTD = (y_BTD.astype(x_BTD.dtype) * scale).astype(y_BTD.dtype)
         x_BTD = x_BTD + y_BTD
         return x_BTD, *[self(x_BTD)] * copies
 
@@ -207,10 +212,8 @@ class Block(nnx.Module):
         """The stream in two parts, to be added: each addition is left to the norm that comes next."""
         x_BTD, *copies = self.ln_1.after(x_BTD, y_BTD, copies=3)
         y_BTD = self.attn(tuple(copies), tables, implementation)
-        if self.config.attention_output_scale == "inverse_sqrt_2L":
-            # A bfloat16 times a Python number is rounded once, as torch does; JAX alone would round the number first.
-            y_BTD = (y_BTD.astype(x_BTD.dtype) * (2 * self.config.layers) ** -0.5).astype(y_BTD.dtype)
-        x_BTD, normed_BTD = self.ln_2.after(x_BTD, y_BTD, copies=1)
+        scale = (2 * self.config.layers) ** -0.5 if self.config.attention_output_scale == "inverse_sqrt_2L" else None
+        x_BTD, normed_BTD = self.ln_2.after(x_BTD, y_BTD, copies=1, scale=scale)
         return x_BTD, self.mlp(normed_BTD)
 
 

@@ -55,7 +55,7 @@ def fits(rows: int, depth: int, columns: int, dtype) -> bool:
 def activated_product(a: Float[Array, "M K"], b: Float[Array, "K N"]) -> Float[Array, "M N"]:
     """max(a b, 0)^2, the product rounded first."""
     if fits(*a.shape, b.shape[1], a.dtype):
-        return _product(a, b)
+        return _product(a, b, processors=jax.devices()[0].core_count)
     return jnp.square(jnp.maximum(a @ b, 0))
 
 
@@ -64,12 +64,12 @@ def gradient_product(
 ) -> Float[Array, "M N"]:
     """2 sqrt(active) (a b), the root and the product rounded first."""
     if fits(*a.shape, b.shape[1], a.dtype):
-        return _product(a, b, active)
+        return _product(a, b, active, processors=jax.devices()[0].core_count)
     wide = active.astype(jnp.promote_types(active.dtype, jnp.float32))
     return (2 * jnp.sqrt(wide).astype(active.dtype).astype(wide.dtype) * (a @ b)).astype(a.dtype)
 
 
-def _product(a, b, active=None):
+def _product(a, b, active=None, *, processors):
     """A product by tiles, each taken over all its depth by two warpgroups while a third fetches; then the epilogue."""
     (rows, depth), columns = a.shape, b.shape[1]
     tiles = rows // (2 * TILE), columns // (CLUSTER * TILE)
@@ -158,7 +158,7 @@ def _product(a, b, active=None):
     return mosaic_gpu.kernel(
         kernel,
         out_type=jax.ShapeDtypeStruct((rows, columns), a.dtype),
-        grid=(jax.devices()[0].core_count // CLUSTER,),
+        grid=(processors // CLUSTER,),
         grid_names=("blocks",),
         cluster=(CLUSTER,),
         cluster_names=("cluster",),

@@ -1,7 +1,7 @@
 """A residual addition and the RMSNorm after it, as one kernel forward and one backward.
 
-XLA takes two passes each way, for a row's sum of squares has to be whole before the row is scaled. And it keeps the wide
-sum for the backward pass; here the normalised row is enough, which the next product keeps anyway.
+XLA takes two passes each way, for a row's sum of squares has to be whole before the row is scaled. And it keeps the
+wide sum for the backward pass; here the normalised row is enough, which the next product keeps anyway.
 """
 
 import functools
@@ -19,11 +19,11 @@ ROWS, WARPS = 4, 4
 """Rows and warps of one program. On an H100, 1 to 8 of either took the same time."""
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def add_norm(
-    x: Float[Array, "N D"], y: Float[Array, "N D"], eps: float, copies: int
+    x: Float[Array, "N D"], y: Float[Array, "N D"], eps: float, copies: int, factor: float | None = None
 ) -> tuple[Float[Array, "N D"], ...]:
-    """x + y in x's dtype, then (x + y) / sqrt(mean((x + y)^2) + eps) over the last axis in y's, `copies` times.
+    """s = x + factor y in x's dtype, then s / sqrt(mean(s^2) + eps) over the last axis in y's, `copies` times.
 
     The copies are one array. That they are several results lets the kernel add up their gradients, each from a product
     of its own.
@@ -33,29 +33,35 @@ def add_norm(
       y: what is added to it.
       eps: under the root.
       copies: how many users the normalised rows have.
+      factor: of y, whose product is rounded to y's dtype; None is 1.
     """
-    total, normed, _ = _forward(x, y, eps)
+    total, normed, _ = _forward(x, y, eps, factor)
     return total, *[normed] * copies
 
 
-def _add_norm_forward(x, y, eps, copies):
-    total, normed, scale = _forward(x, y, eps)
+def _add_norm_forward(x, y, eps, copies, factor):
+    total, normed, scale = _forward(x, y, eps, factor)
     return (total, *[normed] * copies), (normed, scale)
 
 
-def _add_norm_backward(eps, copies, kept, gradients):
-    return _backward(*kept, *gradients)
+def _add_norm_backward(eps, copies, factor, kept, gradients):
+    return _backward(factor, *kept, *gradients)
 
 
 add_norm.defvjp(_add_norm_forward, _add_norm_backward)
 
 
-def plain_add_norm(x, y, eps, copies):
+def plain_add_norm(x, y, eps, copies, factor=None):
     """`add_norm` without a kernel."""
-    total = x + y
+    total = x + _scaled(y, factor, x.dtype)
     wide = total.astype(jnp.promote_types(x.dtype, jnp.float32))
     normed = wide * lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + eps)
     return total, *[normed.astype(y.dtype)] * copies
+
+
+def _scaled(y, factor, wide):
+    """The number is as wide as the stream: JAX alone would round it to bfloat16 first."""
+    return y if factor is None else (y.astype(wide) * factor).astype(y.dtype)
 
 
 def _slices(width: int) -> list:
@@ -80,14 +86,14 @@ def _call(kernel, results, *operands, **settings):
     )(*operands)
 
 
-def _forward(x, y, eps):
+def _forward(x, y, eps, factor):
     """The sum, its norm, and 1 / sqrt(mean + eps) of each row."""
     wide = jnp.promote_types(x.dtype, jnp.float32)
 
     def kernel(x_ref, y_ref, total_ref, normed_ref, scale_ref):
         parts, slices = [], _slices(x_ref.shape[1])
         for at in slices:
-            part = (x_ref[at] + y_ref[at].astype(x_ref.dtype)).astype(x_ref.dtype)
+            part = x_ref[at] + _scaled(y_ref[at], factor, wide).astype(x_ref.dtype)
             total_ref[at] = part
             parts.append(part.astype(wide))
         scale = lax.rsqrt(sum(jnp.sum(part * part, axis=1) for part in parts) / x_ref.shape[1] + eps)
@@ -99,8 +105,8 @@ def _forward(x, y, eps):
     return _call(kernel, results, x, y)
 
 
-def _backward(normed, scale, d_total, *d_normed):
-    """d_total + scale (g - n mean(n g)) for the sum g of d_normed, in the dtype of x, then of y."""
+def _backward(factor, normed, scale, d_total, *d_normed):
+    """d_total + scale (g - n mean(n g)) for the sum g of d_normed, in x's dtype; `factor` times that in y's."""
 
     def kernel(normed_ref, scale_ref, d_total_ref, *refs):
         *d_normed_refs, dx_ref, dy_ref = refs
@@ -113,7 +119,7 @@ def _backward(normed, scale, d_total, *d_normed):
         for at, n, g in zip(slices, units, sums, strict=True):
             dx = d_total_ref[at].astype(scale.dtype) + scale[:, None] * (g - n * along[:, None])
             dx_ref[at] = dx.astype(dx_ref.dtype)
-            dy_ref[at] = dx.astype(dy_ref.dtype)
+            dy_ref[at] = _scaled(dx.astype(dx_ref.dtype).astype(dy_ref.dtype), factor, scale.dtype)
 
     results = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (d_total, normed)]
     return _call(kernel, results, normed, scale, d_total, *d_normed, input_output_aliases={2: 0})

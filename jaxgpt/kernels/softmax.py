@@ -1,7 +1,7 @@
 """Cross-entropy of rows of logits and its gradient, as one kernel.
 
-XLA reads the logits three times, for the maximum, the sum and the gradient. Here a row is read twice, the second time
-from the cache, and its gradient is written in its place.
+XLA reads the logits three times, for the maximum, the sum and the gradient. Here a row is read from memory
+once and then from the cache, and its gradient is written in its place.
 """
 
 import functools
@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxgpt.kernels import interpreted
 
-BLOCK, WARPS = 8192, 32
+BLOCK, WARPS = 4096, 16
 """Logits that a program takes at once, and its warps."""
 
 
@@ -65,20 +65,11 @@ def _kernel(logits_ref, target_ref, gradient_ref, loss_ref, *, ids, scale, block
         kept = {"eviction_policy": keep}
         return triton.load(logits_ref.at[pl.ds(i * block, block)], mask=at < ids, other=-jnp.inf, **kept).astype(wide)
 
-    def add(i, sums):
-        """Each lane has its own maximum and sum, so that lanes wait for each other once a row."""
-        largest, total = sums
-        logits = read(i, "evict_last")
-        apart = jnp.exp(-jnp.abs(logits - largest))
-        total = jnp.where(logits > largest, total * apart + 1, total + apart)
-        return jnp.maximum(largest, logits), total
-
-    # The first maximum is finite: a lane that has only columns left out adds exp(-inf) to it, where -inf gives NaN.
-    start = jnp.full((block,), jnp.finfo(wide).min, wide), jnp.zeros((block,), wide)
     blocks = pl.cdiv(columns, block)
-    largest, total = lax.fori_loop(0, blocks, add, start)
-    most = jnp.max(largest)
-    logsumexp = most + jnp.log(jnp.sum(total * jnp.exp(largest - most)))
+    lanes = jnp.full((block,), -jnp.inf, wide)
+    most = jnp.max(lax.fori_loop(0, blocks, lambda i, so_far: jnp.maximum(so_far, read(i, "evict_last")), lanes))
+    add = lambda i, so_far: so_far + jnp.exp(read(i, "evict_last") - most)  # noqa: E731
+    logsumexp = most + jnp.log(jnp.sum(lax.fori_loop(0, blocks, add, jnp.zeros((block,), wide))))
     loss_ref[...] = logsumexp - triton.load(logits_ref.at[target]).astype(wide)
 
     def write(i, _):
