@@ -1,17 +1,20 @@
 """The runs that the claims in `results/` rest on, declared once. Imports neither JAX nor PyTorch.
 
-Every run is the recipe `muon-2024-10-12` with overrides, so that two runs of one size differ in nothing but what their
-names say: the optimiser of the hidden matrices, its schedule, the seed of the initial weights, or the framework. An
-optimiser's settings are those of its published run of 2024-10-29, in the comparison of four optimisers that it was
-tuned for; the embedding has the recipe's own AdamW in all of them.
+But for one of llm.c's baseline, every run is the recipe `muon-2024-10-12` with overrides, so that two runs of one size
+differ in nothing but what their names say: the optimiser of the hidden matrices, its schedule, the seed of the initial
+weights, or the framework. The settings of AdamW, SOAP and Shampoo are those of the published comparison of 2024-10-29;
+the embedding has the recipe's own AdamW in all of them.
 """
 
 import dataclasses
+import functools
 from dataclasses import dataclass
 
-from jaxgpt.recipes import RECIPES
+from jaxgpt.flags import recipe_and_flags
+from jaxgpt.recipes import RECIPES, Recipe
 
 RECIPE = "muon-2024-10-12"
+BASELINE = "llmc-2024-10-13"
 SEEDS = range(8)
 TRAINERS = {"jax": "jaxgpt", "torch": "torch_ref"}
 LRS = {"A": 0.0009, "B": 0.0018, "C": 0.0036}
@@ -21,7 +24,9 @@ ADAMW_STEPS = 300
 MUON_STEPS = 200
 """ADAMW_STEPS / 1.5: the claim is that Muon gets as far in so many."""
 
-_SWEEP_STEPS = 100
+LLMC = f"124m-llmc-{MUON_STEPS}-jax"
+
+SWEEP_STEPS = 100
 _PUBLISHED = {"adamw": "opt-adam-2024-10-29", "soap": "opt-soap-2024-10-29", "shampoo": "opt-shampoo-2024-10-29"}
 
 LARGE = ("--val-tokens", "524288", "--val-every", "50", "--save-every", "100", "--keep", "1")
@@ -53,6 +58,15 @@ class ClaimRun:
     """Whether a GPU has room for others beside it."""
     best_of: tuple[str, ...] = ()
     """Runs that have to be finished before; the best one's `--optimizer.lr` is this one's."""
+    comes_last: bool = False
+    """Whether all others begin before it."""
+
+
+@functools.cache
+def declared(run: ClaimRun) -> tuple[Recipe, int]:
+    """The recipe, with overrides, and the seed that the run's flags say."""
+    recipe, flags, _ = recipe_and_flags(list(run.words), f"python -m {run.trainer}.train", RECIPE)
+    return recipe, flags.seed
 
 
 def plan() -> list[ClaimRun]:
@@ -60,9 +74,9 @@ def plan() -> list[ClaimRun]:
     large = ("--recipe", RECIPE, *LARGE, "--seed", "0")
     sweep = [
         ClaimRun(
-            f"124m-adamw-lr{letter}-{_SWEEP_STEPS}-jax",
+            f"124m-adamw-lr{letter}-{SWEEP_STEPS}-jax",
             TRAINERS["jax"],
-            (*large, *optimizer("adamw", _SWEEP_STEPS), "--optimizer.lr", str(lr)),
+            (*large, *optimizer("adamw", SWEEP_STEPS), "--optimizer.lr", str(lr)),
             "124m-seed0",
             140,
         )
@@ -86,13 +100,17 @@ def plan() -> list[ClaimRun]:
                 words = (*small, *optimizer(kind, _SMALL_STEPS), "--seed", str(seed))
                 name = f"20m-{kind}-seed{seed}-{framework}"
                 runs.append(ClaimRun(name, trainer, words, f"20m-seed{seed}", 30, shares_gpu=True))
+    words = ("--recipe", BASELINE, *LARGE, "--seed", "0", "--steps", str(MUON_STEPS))
+    runs.append(ClaimRun(LLMC, TRAINERS["jax"], words, "124m-llmc-seed0", 260, comes_last=True))
     return runs
 
 
 def weights() -> dict[str, tuple[str, ...]]:
     """Name of initial weights -> the flags of `jaxgpt.bridge` that make them. Both frameworks read the same file."""
     small = {f"20m-seed{seed}": (*SMALL_MODEL, "--seed", str(seed)) for seed in SEEDS}
-    return {name: ("--recipe", RECIPE, *words) for name, words in ({"124m-seed0": ("--seed", "0")} | small).items()}
+    ours = {"124m-seed0": ("--seed", "0")} | small
+    made = {name: ("--recipe", RECIPE, *words) for name, words in ours.items()}
+    return made | {"124m-llmc-seed0": ("--recipe", BASELINE, "--seed", "0")}
 
 
 def optimizer(kind: str, steps: int) -> tuple[str, ...]:

@@ -23,14 +23,14 @@ from typing import Annotated
 
 import tyro
 
-from benchmarks.claim_plan import ClaimRun, plan, weights
+from benchmarks.claim_plan import ClaimRun, declared, plan, weights
 from benchmarks.gpu_slots import starts
 from benchmarks.trainer_runs import python_path
 from jaxgpt.commands import parse
 from jaxgpt.curves import load_run
 from jaxgpt.errors import BadInput, exit_codes
 from jaxgpt.files import check_name
-from jaxgpt.flags import overrides, recipe_and_flags
+from jaxgpt.flags import overrides
 from jaxgpt.recipes import Recipe
 from jaxgpt.recorded import from_json
 from jaxgpt.shards import inspect_shards
@@ -173,10 +173,10 @@ def is_finished(folder: Path, run: ClaimRun) -> bool:
     if not folder.exists():
         return False
     here = load_run(folder)
-    recipe, asked, _ = recipe_and_flags(list(run.words), f"python -m {run.trainer}.train", "tiny")
+    recipe, seed = declared(run)
     was = from_json(Recipe, here.config.get("recipe"), f"{folder}/config.json: recipe")
     apart = overrides(recipe, was).keys() - _MAY_DIFFER - ({"optimizer.lr"} if run.best_of else set())
-    if here.trainer != run.trainer or here.config.get("seed") != asked.seed or apart:
+    if here.trainer != run.trainer or here.config.get("seed") != seed or apart:
         what = min(apart, default="trainer or seed")
         raise BadInput(f"{folder} holds a run with another {what} than {run.name} has: move it away, or mend --out")
     return bool(len(here.val)) and int(here.val.step[-1]) == recipe.schedule.steps
@@ -213,7 +213,7 @@ def _check(flags: Flags) -> None:
 def _order(runs: Sequence[ClaimRun]):
     """Those first that others wait for, then those that wait, then the longest."""
     awaited = {name for run in runs for name in run.best_of}
-    return lambda run: (run.name not in awaited, not run.best_of, -run.seconds)
+    return lambda run: (run.comes_last, run.name not in awaited, not run.best_of, -run.seconds)
 
 
 def _make_weights(

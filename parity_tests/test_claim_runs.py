@@ -100,7 +100,11 @@ def test_both_frameworks_get_the_same_flags():
 
 
 def test_muon_and_adamw_differ_in_the_hidden_matrices_and_the_schedule_alone():
-    recipes = [recipe_and_flags(list(run.words), "", "tiny")[0] for run in plan() if run.name.endswith("00-jax")]
+    recipes = [
+        recipe_and_flags(list(run.words), "", "tiny")[0]
+        for run in plan()
+        if run.name.endswith("00-jax") and "llmc" not in run.name
+    ]
     apart = {name for r in recipes for name in overrides(recipes[0], r) if name.startswith("optimizer")}
     assert apart == {"optimizer.kind", "optimizer.lr", "optimizer.hidden_betas"}
     assert len({(r.model, r.data) for r in recipes}) == 1
@@ -122,7 +126,7 @@ def test_the_small_model_has_about_20_million_parameters_and_heads_of_64():
 
 def test_every_seed_has_weights_of_its_own():
     starts_of = {run.weights for run in plan() if run.name.startswith("20m-muon")}
-    assert (len(starts_of), len(set(weights().values()))) == (len(SEEDS), len(SEEDS) + 1)
+    assert (len(starts_of), len(set(weights().values()))) == (len(SEEDS), len(SEEDS) + 2)
     assert {run.weights for run in plan()} == weights().keys()
 
 
