@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 
 from jaxgpt import compare
 from jaxgpt.errors import BadInput, NotWritten
+from jaxgpt.files import sha256
 from jaxgpt.flags import Flags
 from jaxgpt.flops import peak_flops, token_flops
 from jaxgpt.recipes import Precision, Recipe
@@ -100,6 +101,7 @@ def describe(
         "overrides": overrides,
         "seed": flags.seed,
         "flags": dataclasses.asdict(flags),
+        "init_sha256": sha256(flags.init_from) if flags.init_from and os.path.isfile(flags.init_from) else None,
         "precision": dataclasses.asdict(precision),
         "micro_batch": micro_batch,
         "token_flops": token_flops(recipe.model),
