@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from jaxgpt.commands import parse
+from jaxgpt.dashboards import check_dashboards
 from jaxgpt.embedded import sample
 from jaxgpt.errors import BadInput
 from jaxgpt.files import check_name
@@ -60,6 +61,10 @@ class Flags:
     the run and a signal save one too."""
     keep: int = 3
     """How many of the last checkpoints stay, beside the one of the lowest validation loss."""
+    tensorboard: bool = False
+    """Write the metrics as an event file in RUN/tensorboard too. Needs the package: pip install tensorboard."""
+    wandb: str | None = None
+    """Send the metrics to this project of Weights & Biases too. Needs the package: pip install wandb."""
     profile: int | None = None
     """Trace so many steps, from the fourth on, into RUN/trace: for Perfetto (ui.perfetto.dev) or XProf."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
@@ -129,11 +134,12 @@ _MOST_DEVICES = 1024
 
 
 def _check_where(flags: Flags) -> None:
-    """`BadInput` for devices that no machine has, and for a folder that can't be."""
+    """`BadInput` for devices that no machine has, a folder that can't be, and dashboards that aren't installed."""
     if flags.mesh is not None and flags.mesh > _MOST_DEVICES:
         raise BadInput(f"--mesh {flags.mesh}: give at most {_MOST_DEVICES}")
     if flags.run is not None:
         check_name(flags.run, "--run")
+    check_dashboards(flags.tensorboard, flags.wandb)
 
 
 def overrides(base: Recipe, recipe: Recipe) -> dict[str, object]:

@@ -15,7 +15,7 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from jaxgpt.attention import attend
+from jaxgpt.attention import Implementation, attend
 from jaxgpt.init import initializer
 from jaxgpt.kernels.mlp import relu_squared_mlp
 from jaxgpt.kernels.norm import ROWS, add_norm
@@ -127,7 +127,7 @@ class Attention(nnx.Module):
         self,
         x_BTD: jax.Array | tuple[jax.Array, ...],
         tables: tuple[jax.Array, jax.Array],
-        implementation: Literal["exact", "fast"],
+        implementation: Implementation,
     ) -> jax.Array:
         """(B, T, D) -> (B, T, D). The input may be three copies, for queries, keys and values."""
         config = self.config
@@ -196,7 +196,7 @@ class Block(nnx.Module):
         self.mlp = MLP(config, linear, kernels)
 
     def __call__(
-        self, x_BTD: jax.Array, tables: tuple[jax.Array, jax.Array], implementation: Literal["exact", "fast"]
+        self, x_BTD: jax.Array, tables: tuple[jax.Array, jax.Array], implementation: Implementation
     ) -> jax.Array:
         """(B, T, D) -> (B, T, D)."""
         x_BTD, y_BTD = self.open(x_BTD, None, tables, implementation)
@@ -207,7 +207,7 @@ class Block(nnx.Module):
         x_BTD: jax.Array,
         y_BTD: jax.Array | None,
         tables: tuple[jax.Array, jax.Array],
-        implementation: Literal["exact", "fast"],
+        implementation: Implementation,
     ) -> tuple[jax.Array, jax.Array]:
         """The stream in two parts, to be added: each addition is left to the norm that comes next."""
         x_BTD, *copies = self.ln_1.after(x_BTD, y_BTD, copies=3)

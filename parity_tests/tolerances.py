@@ -254,3 +254,6 @@ FUSED_GRADIENTS = 1e-5
 
 FUSED_AT_SCALE = 5e-3
 """A bfloat16 kernel on a GPU against its plain form, which XLA may round elsewhere: half a step of bfloat16, 2e-3."""
+
+DECODED_LOGITS = {"float64": 1e-14, "float32": 5e-6}
+"""Logits by kept keys and values, and by a full forward. Measured 9.1e-16 and 4.8e-7."""
