@@ -60,6 +60,8 @@ class Flags:
     """How many of the last checkpoints stay, beside the one of the lowest validation loss."""
     profile: int | None = None
     """Trace so many steps, from the fourth on, into RUN/trace: for Perfetto (ui.perfetto.dev) or XProf."""
+    dry_run: bool = False
+    """Say what the run would compute, need and take, and end: nothing is trained or written."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """When a loss or gradient is NaN or infinite: stop with exit 3, or skip the update and count."""
 
@@ -88,7 +90,7 @@ def recipe_and_flags(argv: list[str], prog: str, default_recipe: str) -> tuple[R
       BadInput: an unknown recipe, flag or field (with the nearest name), or a value that isn't of its type.
     """
     before, was = _run_before(argv, prog)
-    base = named(_value(argv, "--recipe") or (before.name if before else default_recipe))
+    base = named(last_value(argv, "--recipe") or (before.name if before else default_recipe))
     whole = before if before and before.name == base.name else base
     fields: dict[str, Any] = {"model": whole.model, "optimizer": whole.optimizer}
     fields |= {"schedule": whole.schedule, "data_fields": whole.data}
@@ -145,8 +147,8 @@ def overrides(base: Recipe, recipe: Recipe) -> dict[str, object]:
     return changed
 
 
-def _value(argv: list[str], flag: str) -> str | None:
-    """The last value of `--recipe` or `--run`, needed before the rest is read: they give other flags their defaults."""
+def last_value(argv: list[str], flag: str) -> str | None:
+    """The last value of a flag such as `--recipe`, read first where it gives other flags their defaults."""
     value = None
     for i, word in enumerate(argv):
         if word.startswith(f"{flag}="):
@@ -158,7 +160,7 @@ def _value(argv: list[str], flag: str) -> str | None:
 
 def _run_before(argv: list[str], prog: str) -> tuple[Recipe | None, Flags]:
     """The recipe, with overrides, and the flags of the run that `--resume` goes on with; else None and the defaults."""
-    folder = _value(argv, "--run")
+    folder = last_value(argv, "--run")
     config = recorded_config(Path(folder)) if "--resume" in argv and folder is not None else None
     if folder is None or config is None:
         return None, Flags()
