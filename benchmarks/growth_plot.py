@@ -33,6 +33,11 @@ def utilisation(case: dict) -> float | None:
     return case["flops_per_s"] / peak if peak else None
 
 
+def rates(found: list[dict]) -> list[float]:
+    """Operations a second of each case: a card's; of virtual CPU devices, which share what there is, all together."""
+    return [case["flops_per_s"] / (case["devices"] if utilisation(case) else 1) for case in found]
+
+
 def table(results: dict) -> str:
     """A Markdown table of all cases, each axis with where it bends; then what is missing."""
     first: dict[str, Any] = next(iter(results["cases"]), {})
@@ -41,7 +46,7 @@ def table(results: dict) -> str:
     said += ["| grows | value | parameters | micro-batch | step, ms | tokens/s | TFLOP/s | MFU | |"]
     said += ["|---|---:|---:|---:|---:|---:|---:|---:|---|"]
     for axis, found in by_axis(results).items():
-        at = bend([case["flops_per_s"] for case in found])
+        at = bend(rates(found))
         for i, case in enumerate(found):
             mfu = utilisation(case)
             cells = [axis, f"{case['value']:,}", f"{case['parameters'] / 1e6:,.1f}M", str(case["micro_batch"])]
@@ -66,7 +71,7 @@ def draw(results: dict, file: Path) -> None:
     groups = by_axis(results)
     figure, plots = pyplot.subplots(1, max(len(groups), 1), figsize=(4.2 * max(len(groups), 1), 3.6), squeeze=False)
     for plot, (axis, found) in zip(plots[0], groups.items(), strict=False):
-        values, rates = [case["value"] for case in found], [case["flops_per_s"] for case in found]
+        values, speeds = [case["value"] for case in found], rates(found)
         plot.plot(values, [case["tokens_per_s"] for case in found], "o-", label="tokens/s")
         plot.set_xscale("log", base=2)
         plot.set_xticks(values, [f"{value:,}" for value in values])
@@ -75,10 +80,10 @@ def draw(results: dict, file: Path) -> None:
         plot.set_xlabel(UNITS[axis.split(",")[0]] + axis[len(axis.split(",")[0]) :])
         plot.set_ylabel("tokens/s")
         share = plot.twinx()
-        share.plot(values, [rate / max(rates) for rate in rates], "s--", color="tab:gray", alpha=0.7)
+        share.plot(values, [speed / max(speeds) for speed in speeds], "s--", color="tab:gray", alpha=0.7)
         share.set_ylim(0, 1.05)
         share.set_ylabel("operations/s, share of the best")
-        if (at := bend(rates)) is not None:
+        if (at := bend(speeds)) is not None:
             plot.axvline(values[at], color="tab:red", linestyle=":")
             plot.annotate("bends", (values[at], 0), xytext=(3, 6), textcoords="offset points", color="tab:red")
     card = results["cases"][0]["card"] if results["cases"] else None

@@ -45,8 +45,8 @@ def topology(name: str) -> Topology:
     chip = CHIPS[chip_name]
     if chip_name in SLICES and devices not in SLICES[chip_name]:
         raise BadInput(f"--topology {name}: {chip_name} comes in {', '.join(map(str, SLICES[chip_name]))} chips")
-    hosts, rest = divmod(devices, chip.host)
-    if not 1 <= devices <= chip.host * _MOST_HOSTS or (hosts > 1 and rest):
+    rest = devices % chip.host
+    if not 1 <= devices <= chip.host * _MOST_HOSTS or (devices > chip.host and rest):
         raise BadInput(f"--topology {name}: give 1 to {chip.host} devices, or whole hosts of {chip.host}")
     return Topology(name, chip_name, devices)
 
