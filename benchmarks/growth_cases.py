@@ -84,6 +84,11 @@ def key(case: dict) -> tuple:
     return tuple(case[name] for name in names)
 
 
+def sizes(case: dict) -> dict:
+    """What is computed: the recipe's own size is a case along each axis, and is timed once."""
+    return {f.name: case[f.name] for f in dataclasses.fields(Case) if f.name not in ("axis", "value")}
+
+
 def grown(case: Case) -> Recipe:
     """The recipe of a case."""
     base = named(case.recipe)

@@ -22,7 +22,7 @@ from jaxgpt.rates import why_unknown
 from jaxgpt.recipes import DataConfig, DType, ModelConfig, OptimizerConfig, Recipe, ScheduleConfig, named, precision
 from launch.chips import GIB, rates_of
 from launch.collectives import gradient_overlap
-from launch.estimate import Estimate, estimate
+from launch.estimate import Estimate, estimate, expected_collectives
 from launch.plan_text import text
 from launch.program import Compiled, compiled, divisors, largest
 from launch.topology import Topology, described, topology
@@ -44,6 +44,8 @@ class Flags:
     """Dtype of the model, Newton-Schulz and its norm. Absent: the recipe decides."""
     memory: float | None = None
     """GiB that a device has. Absent: what its maker or compiler says, or the GPU that is here."""
+    compile: bool = True
+    """Otherwise only the time is predicted, on any machine, with the exchanges that the step can't do without."""
     largest: bool = True
     """Also look for the largest micro-batch that fits, which compiles a few times more."""
     out: Path | None = None
@@ -97,6 +99,9 @@ def plan(recipe: Recipe, wanted: Topology, flags: Flags) -> dict:
     asked = flags.micro_batch or max(n for n in choices if n <= recipe.data.micro_batch)
     if asked not in choices:
         raise BadInput(f"--micro-batch {asked}: a device's {share} sequences a step don't divide by it; give a divisor")
+    if not flags.compile:
+        guessed = Compiled(asked, True, None, None, collectives=expected_collectives(recipe, wanted.devices))
+        return summary(recipe, wanted, guessed, [], None) | {"searched": False}
     devices, here = described(wanted)
     limit = int(flags.memory * GIB) if flags.memory else here or wanted.chip.memory
     exactly = precision(recipe, flags.dtype, attention="exact" if wanted.chip.platform == "cpu" else "fast")

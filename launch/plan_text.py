@@ -12,12 +12,16 @@ def text(plan: dict) -> str:
     head += f"{plan['micro_batch']}, {plan['rounds']} a step on each device"
     said = [head, "", *_memory(plan)]
     if plan["collectives"]:
-        said += ["", *_collectives(plan["collectives"]), f"gradients over devices: {plan['gradient_overlap']}"]
+        said += ["", *_collectives(plan["collectives"])]
+    if plan["gradient_overlap"]:
+        said.append(f"gradients over devices: {plan['gradient_overlap']}")
     said += ["", *_time(plan["time"])]
     return "\n".join(said)
 
 
 def _memory(plan: dict) -> list[str]:
+    if not plan["memory"] and plan["fits"]:
+        return ["memory of each device: not known without compiling"]
     limit = "unknown" if plan["limit"] is None else _gib(plan["limit"])
     verdict = "fits" if plan["fits"] else "DOES NOT FIT"
     if plan["limit"] is None:

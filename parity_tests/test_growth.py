@@ -91,6 +91,16 @@ def test_a_second_call_measures_only_what_is_missing(run, tmp_path, capsys):
     assert run == [4, 8, 16, 16]
 
 
+def test_the_recipe_s_own_size_is_timed_once_for_all_axes(run):
+    results = growth.measure(growth.Flags(recipe="tiny"), [cases(TINY, axis, None)[0] for axis in AXES[1:4]])
+    assert run == [64]
+    assert [(case["axis"], case["value"]) for case in results["cases"]] == [
+        ("sequence", 64),
+        ("depth", 4),
+        ("width", 128),
+    ]
+
+
 def test_what_the_budget_leaves_is_named(run, capsys):
     growth.main(["--recipe", "tiny", "--axes", "depth", "--budget", "5.5"])
     assert run == [4, 8, 16]

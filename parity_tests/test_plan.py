@@ -289,3 +289,15 @@ def test_what_the_compiler_refuses_is_no_traceback(monkeypatch):
     recipe = reduced("muon-2024-10-12")
     said = compiled(recipe, precision(recipe, None, "exact"), jax.devices("cpu")[:1], 1, None)
     assert (said.fits, said.needs, said.limit) == (False, 2 * 2**30, 2**30)
+
+
+def test_without_compiling_the_time_of_eight_h100_is_predicted_anywhere(tmp_path, capsys):
+    out = tmp_path / "plan.json"
+    plan.main(["--topology", "h100:8", "--no-compile", "--out", str(out)])
+    said = json.loads(out.read_text())["time"]
+    # 128.7 ms of work; 494 MB summed and 170 MB gathered over NVLink
+    exchanged = (2 * 7 / 8 * 494.27e6 + 7 / 8 * 169.87e6) / 450e9 * 1e3
+    assert said["exposed_ms"] == pytest.approx(exchanged, rel=1e-3)
+    assert said["step_ms"] == pytest.approx(128.7 + exchanged, rel=2e-3)
+    assert said["minutes"] == pytest.approx(6000 * said["step_ms"] / 60_000)
+    assert "not known without compiling" in capsys.readouterr().out
