@@ -111,12 +111,15 @@ def main(argv: list[str] | None = None) -> None:
     from benchmarks.step_cost import program
 
     made = program(was, case.devices)
-    ms = []
-    for _ in range(_UNTIMED + int(steps)):
+    for _ in range(_UNTIMED):
+        made.step()
+    ms, cpu = [], time.process_time()
+    for _ in range(int(steps)):
         started = time.perf_counter()
         made.step()
         ms.append((time.perf_counter() - started) * 1e3)
-    print(json.dumps(measured(case, ms[_UNTIMED:], made.devices[0], made.versions)))
+    cpu_ms = (time.process_time() - cpu) * 1e3 / len(ms)
+    print(json.dumps(measured(case, ms, cpu_ms, made.devices[0], made.versions)))
 
 
 def replicate() -> None:
@@ -127,8 +130,11 @@ def replicate() -> None:
     train.make_optimizer = lambda recipe, precision, deal=None: deals(recipe, precision)  # type: ignore[assignment]
 
 
-def measured(case: Case, ms: list[float], card: str, versions: dict[str, str]) -> dict:
-    """What is kept of a case's times. Operations are those of products, attention and Newton-Schulz."""
+def measured(case: Case, ms: list[float], cpu_ms: float, card: str, versions: dict[str, str]) -> dict:
+    """What is kept of a case's times. Operations are those of products, attention and Newton-Schulz.
+
+    `cpu_ms` is what the process kept its cores busy for, a step: on a CPU that others use too, it tells more than time.
+    """
     recipe, step = grown(case), statistics.median(ms) / 1e3
     operations = recipe.step_tokens * token_flops(recipe.model) + newton_schulz_flops(recipe.model, recipe.optimizer)
     return {
@@ -136,6 +142,7 @@ def measured(case: Case, ms: list[float], card: str, versions: dict[str, str]) -
         "parameters": recipe.model.parameters,
         "step_tokens": recipe.step_tokens,
         "step_ms": [round(each, 4) for each in ms],
+        "cpu_ms": round(cpu_ms, 4),
         "tokens_per_s": recipe.step_tokens / step,
         "flops_per_s": operations / step,
         "card": card,

@@ -43,14 +43,15 @@ def table(results: dict) -> str:
     first: dict[str, Any] = next(iter(results["cases"]), {})
     versions = ", ".join(f"{name} {version}" for name, version in sorted(first.get("versions", {}).items()))
     said = [f"{results['recipe']} with {results['trainer']} on {first.get('card')}; {versions}", ""]
-    said += ["| grows | value | parameters | micro-batch | step, ms | tokens/s | TFLOP/s | MFU | |"]
-    said += ["|---|---:|---:|---:|---:|---:|---:|---:|---|"]
+    said += ["| grows | value | parameters | micro-batch | step, ms | CPU, ms | tokens/s | TFLOP/s | MFU | |"]
+    said += ["|---|---:|---:|---:|---:|---:|---:|---:|---:|---|"]
     for axis, found in by_axis(results).items():
         at = bend(rates(found))
         for i, case in enumerate(found):
             mfu = utilisation(case)
             cells = [axis, f"{case['value']:,}", f"{case['parameters'] / 1e6:,.1f}M", str(case["micro_batch"])]
-            cells += [f"{case['step_tokens'] / case['tokens_per_s'] * 1e3:,.1f}", f"{case['tokens_per_s']:,.0f}"]
+            cells += [f"{case['step_tokens'] / case['tokens_per_s'] * 1e3:,.1f}", f"{case['cpu_ms']:,.1f}"]
+            cells += [f"{case['tokens_per_s']:,.0f}"]
             cells += [f"{case['flops_per_s'] / 1e12:.4g}", "" if mfu is None else f"{mfu:.1%}"]
             said.append("| " + " | ".join([*cells, "bends here" if i == at else ""]) + " |")
     for case in results["failed"]:

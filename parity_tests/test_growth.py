@@ -64,7 +64,7 @@ def test_replicated_muon_is_a_case_of_its_own_for_each_number_of_devices():
 
 
 def made_up(case: Case, ms: float = 100.0) -> dict:
-    return measured(case, [ms] * 3, "a card", {"jax": "1"})
+    return measured(case, [ms] * 3, 2 * ms, "a card", {"jax": "1"})
 
 
 @pytest.fixture
@@ -165,7 +165,7 @@ def test_pytorch_on_several_devices_is_refused(capsys):
 
 def test_a_step_s_rate_is_its_tokens_over_the_median():
     case = cases(TINY, "depth", None)[0]
-    assert measured(case, [50.0, 100.0, 900.0], "cpu", {})["tokens_per_s"] == pytest.approx(10_240)
+    assert measured(case, [50.0, 100.0, 900.0], 1.0, "cpu", {})["tokens_per_s"] == pytest.approx(10_240)
 
 
 SMALL = Case("tiny", "depth", 1, layers=1, heads=2, width=32, context=16, sequences=4, micro_batch=2)
