@@ -67,6 +67,8 @@ class Flags:
     """Send the metrics to this project of Weights & Biases too. Needs the package: pip install wandb."""
     profile: int | None = None
     """Trace so many steps, from the fourth on, into RUN/trace: for Perfetto (ui.perfetto.dev) or XProf."""
+    dry_run: bool = False
+    """Say what the run would compute, need and take, and end: nothing is trained or written."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """When a loss or gradient is NaN or infinite: stop with exit 3, or skip the update and count."""
 
@@ -154,7 +156,7 @@ def overrides(base: Recipe, recipe: Recipe) -> dict[str, object]:
 
 
 def last_value(argv: list[str], flag: str) -> str | None:
-    """The last value of `--recipe` or `--run`, needed before the rest is read: they give other flags their defaults."""
+    """The last value of a flag such as `--recipe`, read first where it gives other flags their defaults."""
     value = None
     for i, word in enumerate(argv):
         if word.startswith(f"{flag}="):

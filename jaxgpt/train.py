@@ -22,11 +22,12 @@ from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from jaxgpt import bridge, mesh, tokens
+from jaxgpt import bridge, dry_run, mesh, tokens
+from jaxgpt.ahead import compile_step, memory
 from jaxgpt.checkpoint import Checkpoints, check_folder
 from jaxgpt.errors import BadInput, NotFinite, NotWritten, exit_codes, not_finite, stopped
 from jaxgpt.finite import if_finite, named_norms, norms
-from jaxgpt.flags import default_recipe, embedded_notice, recipe_and_flags, shard_patterns
+from jaxgpt.flags import Flags, default_recipe, embedded_notice, recipe_and_flags, shard_patterns
 from jaxgpt.interrupt import Interrupt, interruptible
 from jaxgpt.loss import cross_entropy
 from jaxgpt.model import GPT
@@ -204,6 +205,16 @@ def validate(
     return float(np.mean(losses))
 
 
+def foresee(recipe: Recipe, flags: Flags, exactly: Precision, devices: Mesh) -> None:
+    """Print what the run would be; the step is compiled, for its memory, and nothing is written."""
+    check_folder(run_folder(flags, recipe))
+    check_profile(flags.profile, min(recipe.schedule.steps, flags.stop_at or recipe.schedule.steps))
+    micro_batch = mesh.micro_batch(recipe.data.sequences, devices.size, recipe.data.micro_batch, flags.micro_batch)
+    step = compile_step(make_step(recipe, exactly, devices, micro_batch), recipe, exactly, devices)
+    kinds = [d.device_kind for d in devices.devices.flat]
+    print(dry_run.report(recipe, flags, exactly, micro_batch, kinds, memory(step)._asdict()), flush=True)
+
+
 @exit_codes
 def main(argv: list[str] | None = None) -> None:
     """The program; see `jaxgpt.flags.Flags`."""
@@ -224,6 +235,8 @@ def run(argv: list[str], interrupt: Interrupt) -> None:
     jax.config.update("jax_enable_x64", "float64" in dataclasses.astuple(exactly))
     data, config = recipe.data, recipe.model
 
+    if flags.dry_run:
+        return foresee(recipe, flags, exactly, devices)
     train_pattern, val_pattern = shard_patterns(recipe, flags)
     train_shards = inspect_shards(train_pattern, "--data", config.token_ids)
     val_shards = inspect_shards(val_pattern, "--val-data", config.token_ids)
