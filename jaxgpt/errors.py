@@ -91,6 +91,17 @@ def one_line(error: Exception) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
+def code_of(error: BaseException) -> int:
+    """The exit code of a program that ends with `error`."""
+    if isinstance(error, Stopped):
+        return 128 + error.signal
+    for kind, code in ((BadInput, BAD_INPUT), (NotFinite, NOT_FINITE), (NotWritten, NOT_WRITTEN)):
+        if isinstance(error, kind):
+            return code
+    out_of_memory = isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(str(error))
+    return BAD_INPUT if out_of_memory else 1
+
+
 def speaks(argv: list[str]) -> bool:
     """Whether this process says what all of a run's would: each but those that aren't the first on their machine.
 
@@ -123,14 +134,13 @@ def exit_codes(main: Callable[..., None]) -> Callable[..., None]:
         except (BadInput, NotFinite, NotWritten) as error:
             if isinstance(error, NotWritten) or speaks(argv):
                 print("error: " + one_line(error), file=sys.stderr)
-            codes = {BadInput: BAD_INPUT, NotFinite: NOT_FINITE, NotWritten: NOT_WRITTEN}
-            sys.exit(next(code for kind, code in codes.items() if isinstance(error, kind)))
+            sys.exit(code_of(error))
         except Stopped as stopped:
             if speaks(argv):
                 print(one_line(stopped), file=sys.stderr)
-            sys.exit(128 + stopped.signal)
+            sys.exit(code_of(stopped))
         except (MemoryError, RuntimeError) as error:  # JAX and PyTorch have RuntimeErrors of their own for it
-            if not isinstance(error, MemoryError) and not _OUT_OF_MEMORY.search(str(error)):
+            if code_of(error) != BAD_INPUT:
                 raise
             why = one_line(error)[:300] or "MemoryError"
             print(f"error: out of memory ({why}): ask for less, or take a larger machine", file=sys.stderr)

@@ -64,7 +64,7 @@ class Flags:
     """When a loss or gradient is NaN or infinite: stop with exit 3, or skip the update and count."""
     coordinator: str | None = None
     """Of several processes (JAX; torchrun has its own way): HOST:PORT of the first one, where all of them meet."""
-    processes: Literal["auto"] | int | None = None
+    processes: str | None = None
     """How many there are, this one included, sharing --mesh evenly; auto: ask SLURM, Open MPI or a Cloud TPU pod."""
     process: int | None = None
     """Which of them this one is, from 0."""
@@ -153,11 +153,12 @@ def _check_processes(flags: Flags) -> None:
         )
     if not re.fullmatch(r"\S+:\d{1,5}", str(flags.coordinator)):
         raise BadInput(f"--coordinator {flags.coordinator}: give HOST:PORT of the first process, such as node0:12345")
-    count, index = flags.processes, flags.process
-    assert isinstance(count, int)
-    assert index is not None
-    if not 0 <= index < count:
-        raise BadInput(f"--process {index} of --processes {count}: give a whole number from 0 to {max(count, 1) - 1}")
+    said = str(flags.processes)
+    count = int(said) if said.isascii() and said.isdecimal() and len(said) < 6 else 0
+    if not count:
+        raise BadInput(f"--processes {flags.processes}: give how many there are, this one included, or auto")
+    if flags.process not in range(count):
+        raise BadInput(f"--process {flags.process} of --processes {count}: give a whole number from 0 to {count - 1}")
 
 
 def overrides(base: Recipe, recipe: Recipe) -> dict[str, object]:

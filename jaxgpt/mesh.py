@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,11 +16,22 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxgpt.coordinator import Coordinator
-from jaxgpt.errors import BadInput, one_line
+from jaxgpt.errors import BAD_INPUT, BadInput
 from jaxgpt.flags import Flags
 from jaxgpt.peers import Peers
 
 Rows = TypeVar("Rows", np.ndarray, range)
+
+
+MEETS = 300
+"""Seconds within which all processes of a run have to start."""
+
+
+def _alone(flags: Flags) -> None:
+    where = flags.coordinator or "the address that --processes auto found"
+    line = f"error: not all of --processes came to {where} within {MEETS} s: start them all, or mend --coordinator"
+    print(line, file=sys.stderr, flush=True)
+    os._exit(BAD_INPUT)
 
 
 @contextlib.contextmanager
@@ -33,14 +46,22 @@ def processes(flags: Flags) -> Iterator[Mesh]:
     if flags.processes is None:
         yield make_mesh(flags.mesh)
         return
-    count = None if flags.processes == "auto" else flags.processes
+    count = None if flags.processes == "auto" else int(flags.processes)
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM from us
     distributed._jax.get_distributed_runtime_service = Coordinator
+    meeting = threading.Timer(MEETS, _alone, [flags])  # JAX's own limit, made longer here, ends in an abort
+    meeting.daemon = True
+    meeting.start()
     try:
-        jax.distributed.initialize(flags.coordinator, count, flags.process, shutdown_timeout_seconds=60)
-    except (RuntimeError, ValueError) as error:
-        asked = f"--coordinator {flags.coordinator}" if flags.coordinator else "--processes auto"
-        raise BadInput(f"{asked}: the processes didn't meet ({one_line(error)[:200]}); start all of them") from None
+        jax.distributed.initialize(
+            flags.coordinator, count, flags.process, initialization_timeout=2 * MEETS, shutdown_timeout_seconds=30
+        )
+    except ValueError:  # of its cluster detection
+        raise BadInput(
+            "--processes auto: there is no SLURM, Open MPI or Cloud TPU pod here; give --coordinator HOST:PORT, "
+            "--processes N and --process I"
+        ) from None
+    meeting.cancel()
     of_all = distributed.global_state
     client, index = of_all.client, of_all.process_id
     assert client is not None

@@ -9,6 +9,8 @@ with its machine, that is noticed too), and on a thread that gets to run within 
 waits for. Imports neither JAX nor PyTorch.
 """
 
+import atexit
+import functools
 import itertools
 import os
 import sys
@@ -17,7 +19,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
-from jaxgpt.errors import PEER_LOST, BadInput, NotFinite, Stopped
+from jaxgpt.errors import PEER_LOST, BadInput, NotFinite, Stopped, code_of
 
 EVERY = 0.5
 LOST = 20.0
@@ -59,16 +61,27 @@ class Peers:
         """At an end that all processes come to, wait for the first; at another let the others notice."""
         if self._count == 1:
             return
-        is_shared = kind is None or issubclass(kind, Stopped | NotFinite)
-        if not is_shared and not issubclass(kind or BadInput, BadInput):
-            self._failing = True  # if another's end is the cause, the thread ends this process now
-            time.sleep(FAILED + 2 * EVERY)
-        self._last = "ended" if is_shared else "failed"
-        self._watcher.join()
-        if is_shared:
+        if error is None or isinstance(error, Stopped | NotFinite):
+            self._last = "ended"
+            self._watcher.join()
             self._leave()
+        else:
+            self._fail(error)
         if self._index:  # the first speaks first: a launcher that sees one process end with a code ends the rest
             time.sleep(2 * EVERY)
+
+    def _fail(self, error: BaseException) -> None:
+        """Say so to the others; and end soon, for what frameworks do when Python ends would wait for them."""
+        if not isinstance(error, BadInput):
+            self._failing = True  # if another's end is the cause, the thread ends this process now
+            time.sleep(FAILED + 2 * EVERY)
+        self._last = "failed"
+        self._watcher.join()
+        end = functools.partial(_end_at_once, code_of(error))
+        atexit.register(end)
+        at_the_latest = threading.Timer(FAILED, end)
+        at_the_latest.daemon = True
+        at_the_latest.start()
 
     def _watch(self) -> None:
         words: Mapping[str, str] = {}
@@ -105,3 +118,9 @@ class Peers:
             flush=True,
         )
         os._exit(PEER_LOST)
+
+
+def _end_at_once(code: int) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

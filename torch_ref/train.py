@@ -177,6 +177,8 @@ def _fast(loss: nn.Module, devices: Mesh) -> nn.Module:
         warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\._inductor")
         loss.compile(dynamic=False)
     if devices.size > 1:
+        # Newer versions of torch name the flag anew; 2.11 knows only this name.
+        warnings.filterwarnings("ignore", category=FutureWarning, message="`broadcast_buffers`")
         return DistributedDataParallel(loss, broadcast_buffers=False)  # the buffers are tables, alike everywhere
     return loss
 
