@@ -25,23 +25,35 @@ class Group:
       count: how many.
       words: the flags.
       environment: of all of them.
+      each: more environment, of each one that a cluster's launcher started.
     """
 
-    def __init__(self, folder: Path, trainer: str, count: int, words: list[str], environment: dict[str, str]):
+    def __init__(
+        self,
+        folder: Path,
+        trainer: str,
+        count: int,
+        words: list[str],
+        environment: dict[str, str],
+        each: list[dict[str, str]] | None = None,
+    ):
         self._folder, self._mark, self._until = folder, f"GROUP={id(self)}-{os.getpid()}", time.monotonic() + AT_MOST
         self._environment = environment | dict([self._mark.split("=")])
-        if trainer == "jaxgpt.train":
+        if each:
+            commands = [["-m", trainer, *words]] * count
+        elif trainer == "jaxgpt.train":
             at = ["--coordinator", f"127.0.0.1:{free_port()}", "--processes", str(count)]
             commands = [["-m", trainer, *at, "--process", str(i), *words] for i in range(count)]
         else:
             commands = [["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count), "-m", "--"]]
             commands[0] += [trainer, *words]
-        self.started = [self._start(str(i), command) for i, command in enumerate(commands)]
+        own = each or [{}] * len(commands)
+        self.started = [self._start(str(i), *both) for i, both in enumerate(zip(commands, own, strict=True))]
 
-    def _start(self, name: str, command: list[str]) -> subprocess.Popen:
+    def _start(self, name: str, command: list[str], own: dict[str, str]) -> subprocess.Popen:
         with open(self._folder / f"{name}.out", "w") as out, open(self._folder / f"{name}.err", "w") as err:
             return subprocess.Popen(
-                [sys.executable, *command], cwd=self._folder, env=self._environment, stdout=out, stderr=err
+                [sys.executable, *command], cwd=self._folder, env=self._environment | own, stdout=out, stderr=err
             )
 
     def wait_for(self, what: Callable[[], bool]) -> None:
