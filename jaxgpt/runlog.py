@@ -33,13 +33,18 @@ from jaxgpt.saved import Progress
 from jaxgpt.shards import Shard
 
 
-def run_folder(flags: Flags, recipe: Recipe) -> Path:
+def run_folder(flags: Flags, recipe: Recipe, started: float) -> Path:
     """The folder a run will write, by `--run` or by recipe and time; with `--resume`, the one that is there.
+
+    Args:
+      flags: of the command line.
+      recipe: whose name the folder gets.
+      started: seconds since 1970, the same in all of a run's processes.
 
     Raises:
       BadInput: it exists already, or can't be made.
     """
-    folder = Path(flags.run or f"runs/{recipe.name}-{datetime.datetime.now():%Y%m%d-%H%M%S}")
+    folder = Path(flags.run or f"runs/{recipe.name}-{datetime.datetime.fromtimestamp(started):%Y%m%d-%H%M%S}")
     if flags.resume:
         return folder
     if folder.exists() or folder.is_symlink():

@@ -199,7 +199,7 @@ def validate(
     """
     rows = micro_batch * devices.size
     losses = [
-        float(evaluate(params, mesh.place(devices, inputs[i : i + rows]), mesh.place(devices, targets[i : i + rows])))
+        float(evaluate(params, *(mesh.place(devices, mesh.own_rows(each[i : i + rows])) for each in (inputs, targets))))
         for i in range(0, len(inputs), rows)
     ]
     return float(np.mean(losses))
@@ -218,17 +218,19 @@ def foresee(recipe: Recipe, flags: Flags, exactly: Precision, devices: Mesh) -> 
 @exit_codes
 def main(argv: list[str] | None = None) -> None:
     """The program; see `jaxgpt.flags.Flags`."""
-    with interruptible() as interrupt:
-        run(sys.argv[1:] if argv is None else argv, interrupt)
-
-
-def run(argv: list[str], interrupt: Interrupt) -> None:
-    """Train as the command line says, until the end or until `interrupt` wishes."""
+    argv = sys.argv[1:] if argv is None else argv
     flags = recipe_and_flags(argv, PROG, "tiny")[1]
-    devices = mesh.make_mesh(flags.mesh)
+    with interruptible() as interrupt, mesh.processes(flags) as devices:
+        run(argv, flags, devices, interrupt)
+
+
+def run(argv: list[str], flags: Flags, devices: Mesh, interrupt: Interrupt) -> None:
+    """Train as the command line says, until the end or until `interrupt` wishes."""
+    is_first, interrupt.alone = jax.process_index() == 0, jax.process_count() == 1
     platform = devices.devices.flat[0].platform
     recipe, flags, overrides = recipe_and_flags(argv, PROG, default_recipe(flags, accelerator=platform != "cpu"))
-    if flags.recipe is None and flags.data is None and recipe.data.tokens == "bytes" and not flags.resume:
+    nobody_said = flags.recipe is None and flags.data is None and recipe.data.tokens == "bytes" and not flags.resume
+    if nobody_said and is_first:
         print(embedded_notice(recipe, flags), flush=True)
     attention = "exact" if platform == "cpu" else "fast"
     exactly = precision(recipe, flags.dtype, attention, flags.rounding, mesh.kernels(devices, flags.kernels))
@@ -247,12 +249,13 @@ def run(argv: list[str], interrupt: Interrupt) -> None:
         fits = max(len(val_inputs) // devices.size, 1) * devices.size * config.context
         raise BadInput(f"--val-tokens {data.val_tokens} doesn't divide over --mesh {devices.size}: give {fits}")
     val_micro_batch = mesh.micro_batch(len(val_inputs), devices.size, micro_batch, None)
-    folder = run_folder(flags, recipe)
+    folder = run_folder(flags, recipe, mesh.same_time())
     check_folder(folder)
     goes_on = flags.resume and steps_in(folder / "checkpoints")
     weights = None
     if flags.init_from and not goes_on:
         weights = bridge.load_state(flags.init_from, recipe, exactly.parameters, exactly.embedding)
+    mesh.wait_for_all()  # the first process makes the folder once all have seen that it isn't there
 
     steps = min(recipe.schedule.steps, flags.stop_at or recipe.schedule.steps)
     check_profile(flags.profile, steps)
@@ -269,9 +272,10 @@ def run(argv: list[str], interrupt: Interrupt) -> None:
     )
     before = same_run(folder, described) if flags.resume else None
     if flags.resume and (finished := finished_after(folder)) >= steps:
-        print(f"run {folder} is finished: {finished} steps are done", flush=True)
+        if is_first:
+            print(f"run {folder} is finished: {finished} steps are done", flush=True)
         return
-    log = RunLog(folder, described, steps, recipe.step_tokens, jax.process_index() == 0, flags.resume)
+    log = RunLog(folder, described, steps, recipe.step_tokens, is_first, flags.resume)
     checkpoints = Checkpoints(folder / "checkpoints", flags.keep, described)
     counts = mesh.cached_compilation()
     started = time.perf_counter()
@@ -283,14 +287,16 @@ def run(argv: list[str], interrupt: Interrupt) -> None:
     if state is None:
         placed = weights and jax.device_put(weights, mesh.replicated(devices))
         state = program.start(placed) if placed else program.init(flags.seed)
-    share = data.sequences // jax.process_count()
-    rows = slice(jax.process_index() * share, (jax.process_index() + 1) * share)
+    own = mesh.own_rows(range(data.sequences))
+    rows = slice(own.start, own.stop)
     place = lambda array: mesh.place(devices, array)  # noqa: E731
-    example = place(val_inputs[: val_micro_batch * devices.size])
+    signals = lambda: () if interrupt.alone else (place(np.full(len(devices.local_devices), interrupt.signal or 0)),)  # noqa: E731
+    example = place(mesh.own_rows(val_inputs[: val_micro_batch * devices.size]))
     options = mesh.compiler_options(devices, exactly.rounding)
     evaluate = program.evaluate.lower(state.params, example, example).compile(options)
     batch = jax.ShapeDtypeStruct((data.sequences, config.context), jnp.int32, sharding=mesh.split(devices))
-    step = program.step.lower(state, batch, batch).compile(options)
+    one_step = program.step if interrupt.alone else mesh.agreeing(devices, program.step)
+    step = one_step.lower(state, batch, batch, *signals()).compile(options)
     log.write_config(compile={"seconds": round(time.perf_counter() - started, 2)} | counts)
 
     tracer = Tracer(folder / FOLDER, step, log.writes)
@@ -306,6 +312,7 @@ def run(argv: list[str], interrupt: Interrupt) -> None:
             return
         done, metrics, at = pending
         pending = None
+        interrupt.agreed = int(metrics.get("signal", 0))
         loss, norm, lr = (float(metrics[name]) for name in ("train_loss", "grad_norm", "lr"))
         if flags.on_nonfinite == "stop" and not (math.isfinite(loss) and math.isfinite(norm)):
             by_weight = named_norms(metrics["norms"], config)
@@ -319,7 +326,7 @@ def run(argv: list[str], interrupt: Interrupt) -> None:
     with contextlib.closing(tokens.ahead(tokens.batches(stream, position, place, rows))) as upcoming:
         try:
             for done in range(was.step, steps + 1):
-                stopping = interrupt.signal
+                stopping = interrupt.stops
                 profile.at(done)
                 if recipe.validates_after(done, last=steps) and done > log.validated and not stopping:
                     record()
@@ -342,7 +349,7 @@ def run(argv: list[str], interrupt: Interrupt) -> None:
                 if done == steps:
                     break
                 inputs, targets, after = next(upcoming)
-                state, metrics = step(state, inputs, targets)
+                state, metrics = step(state, inputs, targets, *signals())
                 record()
                 pending, position = (done + 1, metrics, position), after
         finally:

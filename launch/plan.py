@@ -104,7 +104,9 @@ def plan(recipe: Recipe, wanted: Topology, flags: Flags) -> dict:
         return summary(recipe, wanted, guessed, [], None) | {"searched": False}
     devices, here = described(wanted)
     limit = int(flags.memory * GIB) if flags.memory else here or wanted.chip.memory
-    exactly = precision(recipe, flags.dtype, attention="exact" if wanted.chip.platform == "cpu" else "fast")
+    attention = "exact" if wanted.chip.platform == "cpu" else "fast"
+    kernels = "fused" if wanted.chip.platform in ("cuda", "gpu") else "plain"
+    exactly = precision(recipe, flags.dtype, attention, kernels=kernels)
     seen: dict[int, Compiled] = {}
 
     def fits(micro_batch: int) -> bool:
