@@ -105,9 +105,7 @@ def main(argv: list[str] | None = None) -> None:
     text, trainer, steps = sys.argv[1:] if argv is None else argv
     case = from_json(Case, json.loads(text), "case")
     recipe = grown(case)
-    was = Recorded(
-        trainer, recipe, precision(recipe, None, attention="fast", kernels="fused"), case.micro_batch, case.devices
-    )
+    was = Recorded(trainer, recipe, precision(recipe, None, attention="fast"), case.micro_batch, case.devices)
     if not case.dealt:
         replicate()
     from benchmarks.step_cost import program

@@ -23,8 +23,8 @@ from jaxgpt.loss import cap, logits
 from jaxgpt.recipes import DType, ModelConfig
 
 Kernels = Literal["plain", "fused"]
-Make = Callable[..., nnx.Module]
-"""linear(fan_in, fan_out, name) and norm(name): layers with the initial weights of that name."""
+Make = Callable[[int, int, str], "Linear"]
+"""linear(fan_in, fan_out, name): a layer with the initial weights of that name."""
 
 
 def rms_norm(x: Float[Array, "*batch D"], eps: float) -> Float[Array, "*batch D"]:
@@ -188,7 +188,7 @@ ACTIVATIONS = {"gelu": gelu, "gelu_tanh": gelu_tanh, "relu_squared": relu_square
 class Block(nnx.Module):
     """Pre-norm residual block. The residual stream keeps the embedding's dtype; what is added has the compute dtype."""
 
-    def __init__(self, config: ModelConfig, linear: Make, norm: Make, kernels: Kernels = "plain"):
+    def __init__(self, config: ModelConfig, linear: Make, norm: Callable[[str], Norm], kernels: Kernels = "plain"):
         self.config = config
         self.ln_1 = norm("ln_1")
         self.attn = Attention(config, linear)

@@ -207,7 +207,7 @@ def validate(
 
 def foresee(recipe: Recipe, flags: Flags, exactly: Precision, devices: Mesh) -> None:
     """Print what the run would be; the step is compiled, for its memory, and nothing is written."""
-    check_folder(run_folder(flags, recipe))
+    check_folder(run_folder(flags, recipe, mesh.same_time()))
     check_profile(flags.profile, min(recipe.schedule.steps, flags.stop_at or recipe.schedule.steps))
     micro_batch = mesh.micro_batch(recipe.data.sequences, devices.size, recipe.data.micro_batch, flags.micro_batch)
     step = compile_step(make_step(recipe, exactly, devices, micro_batch), recipe, exactly, devices)
@@ -232,8 +232,13 @@ def run(argv: list[str], flags: Flags, devices: Mesh, interrupt: Interrupt) -> N
     nobody_said = flags.recipe is None and flags.data is None and recipe.data.tokens == "bytes" and not flags.resume
     if nobody_said and is_first:
         print(embedded_notice(recipe, flags), flush=True)
-    attention = "exact" if platform == "cpu" else "fast"
-    exactly = precision(recipe, flags.dtype, attention, flags.rounding, mesh.kernels(devices, flags.kernels))
+    exactly = precision(
+        recipe,
+        flags.dtype,
+        attention="exact" if platform == "cpu" else "fast",
+        rounding=flags.rounding,
+        kernels=mesh.kernels(devices, flags.kernels),
+    )
     jax.config.update("jax_enable_x64", "float64" in dataclasses.astuple(exactly))
     data, config = recipe.data, recipe.model
 

@@ -104,9 +104,12 @@ def plan(recipe: Recipe, wanted: Topology, flags: Flags) -> dict:
         return summary(recipe, wanted, guessed, [], None) | {"searched": False}
     devices, here = described(wanted)
     limit = int(flags.memory * GIB) if flags.memory else here or wanted.chip.memory
-    attention = "exact" if wanted.chip.platform == "cpu" else "fast"
-    kernels = "fused" if wanted.chip.platform in ("cuda", "gpu") else "plain"
-    exactly = precision(recipe, flags.dtype, attention, kernels=kernels)
+    exactly = precision(
+        recipe,
+        flags.dtype,
+        attention="exact" if wanted.chip.platform == "cpu" else "fast",
+        kernels="fused" if wanted.chip.platform == "cuda" else "plain",
+    )
     seen: dict[int, Compiled] = {}
 
     def fits(micro_batch: int) -> bool:

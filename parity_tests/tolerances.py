@@ -259,5 +259,5 @@ DECODED_LOGITS = {"float64": 1e-14, "float32": 5e-6}
 """Logits by kept keys and values, and by a full forward. Measured 9.1e-16 and 4.8e-7."""
 
 SEVERAL_PROCESSES = 1e-6
-"""Losses of 20 steps of several processes, those after a checkpoint that one goes on from among them, relative, to those
-of one process. float32."""
+"""Losses of 20 steps of several processes, those after a checkpoint that one goes on from among them, relative, to
+those of one process. float32."""

@@ -218,13 +218,12 @@ def compile_ahead(
 
 def foresee(recipe: Recipe, flags: Flags, exactly: Precision, devices: Mesh) -> None:
     """Print what the run would be; nothing is written."""
-    run_folder(flags, recipe)
+    run_folder(flags, recipe, time.time())
     check_profile(flags.profile, min(recipe.schedule.steps, flags.stop_at or recipe.schedule.steps))
     micro_batch = mesh.micro_batch(recipe.data.sequences, devices.size, recipe.data.micro_batch, flags.micro_batch)
     if devices.rank == 0:
         kinds = device_names(devices)
         print(dry_run.report(recipe, flags, exactly, micro_batch, kinds), flush=True)
-    mesh.close(devices)
 
 
 def device_names(devices: Mesh) -> list[str]:

@@ -44,17 +44,18 @@ def _mlp_backward(kept, dy):
 relu_squared_mlp.defvjp(_mlp_forward, _mlp_backward)
 
 
-def fits(rows: int, depth: int, columns: int, dtype) -> bool:
-    """Whether the kernel can multiply (rows, depth) by (depth, columns) here."""
+def fits(a: Float[Array, "M K"], b: Float[Array, "K N"]) -> bool:
+    """Whether the kernel can multiply these here."""
+    (rows, depth), columns = a.shape, b.shape[1]
     if jax.default_backend() != "gpu" or getattr(jax.devices()[0], "compute_capability", "") != "9.0":
         return False
     divides = rows % (2 * TILE) == depth % DEPTH == columns % (CLUSTER * TILE) == 0
-    return divides and dtype == jnp.bfloat16
+    return divides and a.dtype == jnp.bfloat16
 
 
 def activated_product(a: Float[Array, "M K"], b: Float[Array, "K N"]) -> Float[Array, "M N"]:
     """max(a b, 0)^2, the product rounded first."""
-    if fits(*a.shape, b.shape[1], a.dtype):
+    if fits(a, b):
         return _product(a, b, processors=jax.devices()[0].core_count)
     return jnp.square(jnp.maximum(a @ b, 0))
 
@@ -63,7 +64,7 @@ def gradient_product(
     a: Float[Array, "M K"], b: Float[Array, "K N"], active: Float[Array, "M N"]
 ) -> Float[Array, "M N"]:
     """2 sqrt(active) (a b), the root and the product rounded first."""
-    if fits(*a.shape, b.shape[1], a.dtype):
+    if fits(a, b):
         return _product(a, b, active, processors=jax.devices()[0].core_count)
     wide = active.astype(jnp.promote_types(active.dtype, jnp.float32))
     return (2 * jnp.sqrt(wide).astype(active.dtype).astype(wide.dtype) * (a @ b)).astype(a.dtype)
