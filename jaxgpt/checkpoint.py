@@ -28,7 +28,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import Array, UInt32
 
-from jaxgpt.errors import BadInput
+from jaxgpt import mesh
+from jaxgpt.errors import BadInput, NotWritten
 from jaxgpt.resume import check_unchanged
 from jaxgpt.saved import Damaged, Progress, newest, not_saved, prune, sealed, steps_in, tidy, unsealed
 
@@ -102,6 +103,9 @@ class Checkpoints:
 
         Returns:
           The name of the first array that isn't finite; nothing is saved then.
+
+        Raises:
+          NotWritten: one of several processes couldn't save its part.
         """
         self.wait()
         arrays = named(state)
@@ -149,10 +153,7 @@ class Checkpoints:
             found, damaged = newest(self.folder, lambda path: _read(path, like, self.run))
             if damaged:
                 gc.collect()
-        if jax.process_count() > 1:
-            from jax.experimental.multihost_utils import sync_global_devices
-
-            sync_global_devices("all have read the checkpoint")
+        mesh.wait_for_all()
         if self._writes:
             tidy(self.folder, damaged)
         if found is not None:
@@ -171,6 +172,11 @@ class Checkpoints:
 
     def _failed(self, error: Exception) -> None:
         why = (isinstance(error, OSError) and error.strerror) or " ".join(str(error).split())
+        if jax.process_count() > 1:  # the others wait in the save for this one, or this one for one that is gone
+            raise NotWritten(
+                f"checkpoint {self.folder / str(self._saving)} wasn't saved ({_reason(why)}); make room, then go on "
+                "from the last one with --resume"
+            )
         if self._writes:
             not_saved(self.folder / str(self._saving), _reason(why), self.saved)
             tidy(self.folder)

@@ -48,6 +48,8 @@ class Flags:
     """Dtype of the model, Newton-Schulz and its norm. Absent: the recipe decides."""
     rounding: Literal["free", "pinned"] = "free"
     """pinned, the parity mode: JAX leaves out no rounding to bfloat16 that PyTorch makes. free: XLA may."""
+    kernels: Literal["auto", "plain", "fused"] = "auto"
+    """JAX's: fused takes kernels of our own where they can run; auto does so on GPUs, plain leaves all to XLA."""
     val_every: int | None = None
     """Updates between validations."""
     val_tokens: int | None = None
@@ -65,8 +67,16 @@ class Flags:
     """Send the metrics to this project of Weights & Biases too. Needs the package: pip install wandb."""
     profile: int | None = None
     """Trace so many steps, from the fourth on, into RUN/trace: for Perfetto (ui.perfetto.dev) or XProf."""
+    dry_run: bool = False
+    """Say what the run would compute, need and take, and end: nothing is trained or written."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """When a loss or gradient is NaN or infinite: stop with exit 3, or skip the update and count."""
+    coordinator: str | None = None
+    """Of several processes (JAX; torchrun has its own way): HOST:PORT of the first one, where all of them meet."""
+    processes: str | None = None
+    """How many there are, this one included, sharing --mesh evenly; auto: ask SLURM, Open MPI or a Cloud TPU pod."""
+    process: int | None = None
+    """Which of them this one is, from 0."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +103,7 @@ def recipe_and_flags(argv: list[str], prog: str, default_recipe: str) -> tuple[R
       BadInput: an unknown recipe, flag or field (with the nearest name), or a value that isn't of its type.
     """
     before, was = _run_before(argv, prog)
-    base = named(early_value(argv, "--recipe") or (before.name if before else default_recipe))
+    base = named(last_value(argv, "--recipe") or (before.name if before else default_recipe))
     whole = before if before and before.name == base.name else base
     fields: dict[str, Any] = {"model": whole.model, "optimizer": whole.optimizer}
     fields |= {"schedule": whole.schedule, "data_fields": whole.data}
@@ -117,6 +127,7 @@ def recipe_and_flags(argv: list[str], prog: str, default_recipe: str) -> tuple[R
         raise BadInput("--resume goes on with a run: name its folder with --run")
     check_seed(flags.seed)
     _check_where(flags)
+    _check_processes(flags)
     recipe = dataclasses.replace(base, model=read.model, optimizer=read.optimizer, schedule=schedule, data=data)
     return recipe, flags, overrides(base, recipe)
 
@@ -140,6 +151,26 @@ def _check_where(flags: Flags) -> None:
     check_dashboards(flags.tensorboard, flags.wandb)
 
 
+def _check_processes(flags: Flags) -> None:
+    """`BadInput` for flags of several processes that don't go together."""
+    given = [value for value in (flags.coordinator, flags.processes, flags.process) if value is not None]
+    if given in ([], ["auto"]):
+        return
+    if len(given) < 3 or flags.processes == "auto":
+        raise BadInput(
+            "--coordinator, --processes and --process go together: give all three, or --processes auto alone under "
+            "SLURM, Open MPI or on a Cloud TPU pod, or none for one process"
+        )
+    if not re.fullmatch(r"\S+:\d{1,5}", str(flags.coordinator)):
+        raise BadInput(f"--coordinator {flags.coordinator}: give HOST:PORT of the first process, such as node0:12345")
+    said = str(flags.processes)
+    count = int(said) if said.isascii() and said.isdecimal() and len(said) < 6 else 0
+    if not count:
+        raise BadInput(f"--processes {flags.processes}: give how many there are, this one included, or auto")
+    if flags.process not in range(count):
+        raise BadInput(f"--process {flags.process} of --processes {count}: give a whole number from 0 to {count - 1}")
+
+
 def overrides(base: Recipe, recipe: Recipe) -> dict[str, object]:
     """What `recipe` changes in `base`, by dotted field name."""
     changed = {}
@@ -151,8 +182,8 @@ def overrides(base: Recipe, recipe: Recipe) -> dict[str, object]:
     return changed
 
 
-def early_value(argv: list[str], flag: str) -> str | None:
-    """The last value of `--recipe` or `--run`, needed before the rest is read: they give other flags their defaults."""
+def last_value(argv: list[str], flag: str) -> str | None:
+    """The last value of a flag such as `--recipe`, read first where it gives other flags their defaults."""
     value = None
     for i, word in enumerate(argv):
         if word.startswith(f"{flag}="):
@@ -164,7 +195,7 @@ def early_value(argv: list[str], flag: str) -> str | None:
 
 def _run_before(argv: list[str], prog: str) -> tuple[Recipe | None, Flags]:
     """The recipe, with overrides, and the flags of the run that `--resume` goes on with; else None and the defaults."""
-    folder = early_value(argv, "--run")
+    folder = last_value(argv, "--run")
     config = recorded_config(Path(folder)) if "--resume" in argv and folder is not None else None
     if folder is None or config is None:
         return None, Flags()
@@ -173,7 +204,8 @@ def _run_before(argv: list[str], prog: str) -> tuple[Recipe | None, Flags]:
     if not isinstance(flags, dict):
         raise BadInput(f"--resume: {where} doesn't say which flags the run had: put back the file that the run wrote")
     recipe = from_json(Recipe, config.get("recipe"), f"{where}: recipe")
-    return recipe, from_json(Flags, dataclasses.asdict(Flags()) | flags, f"{where}: flags")
+    was = from_json(Flags, dataclasses.asdict(Flags()) | flags, f"{where}: flags")
+    return recipe, dataclasses.replace(was, coordinator=None, processes=None, process=None)
 
 
 FINEWEB = ("data/fineweb10B/fineweb_train_*.bin", "data/fineweb10B/fineweb_val_*.bin")

@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 
 from jaxgpt import compare, dashboards
 from jaxgpt.errors import BadInput, NotWritten
+from jaxgpt.files import sha256
 from jaxgpt.flags import Flags
 from jaxgpt.flops import peak_flops, token_flops
 from jaxgpt.recipes import Precision, Recipe
@@ -32,13 +33,18 @@ from jaxgpt.saved import Progress
 from jaxgpt.shards import Shard
 
 
-def run_folder(flags: Flags, recipe: Recipe) -> Path:
+def run_folder(flags: Flags, recipe: Recipe, started: float) -> Path:
     """The folder a run will write, by `--run` or by recipe and time; with `--resume`, the one that is there.
+
+    Args:
+      flags: of the command line.
+      recipe: whose name the folder gets.
+      started: seconds since 1970, the same in all of a run's processes.
 
     Raises:
       BadInput: it exists already, or can't be made.
     """
-    folder = Path(flags.run or f"runs/{recipe.name}-{datetime.datetime.now():%Y%m%d-%H%M%S}")
+    folder = Path(flags.run or f"runs/{recipe.name}-{datetime.datetime.fromtimestamp(started):%Y%m%d-%H%M%S}")
     if flags.resume:
         return folder
     if folder.exists() or folder.is_symlink():
@@ -100,6 +106,7 @@ def describe(
         "overrides": overrides,
         "seed": flags.seed,
         "flags": dataclasses.asdict(flags),
+        "init_sha256": sha256(flags.init_from) if flags.init_from and os.path.isfile(flags.init_from) else None,
         "precision": dataclasses.asdict(precision),
         "micro_batch": micro_batch,
         "token_flops": token_flops(recipe.model),

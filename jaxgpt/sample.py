@@ -20,7 +20,7 @@ from jaxgpt import mesh, trained
 from jaxgpt.commands import parse
 from jaxgpt.decode import Decoder
 from jaxgpt.errors import BadInput, exit_codes
-from jaxgpt.flags import check_seed, early_value
+from jaxgpt.flags import check_seed, last_value
 from jaxgpt.recipes import ModelConfig, Recipe, named
 from jaxgpt.vocabulary import Text, prompt_ids, vocabulary
 
@@ -64,7 +64,7 @@ def read_flags(argv: list[str]) -> tuple[Flags, Recipe | None]:
     Raises:
       BadInput: a flag that can't be used, or a recipe for a run, or none for a file.
     """
-    name = early_value(argv, "--recipe")
+    name = last_value(argv, "--recipe")
     base = named(name or "tiny")
     flags = parse(Flags, argv, PROG, Flags(run=tyro.MISSING, model=base.model))
     if flags.run.is_file():
