@@ -73,6 +73,8 @@ def main(argv: list[str] | None = None) -> None:
         raise BadInput("--topology is missing: give CHIP:N, such as h100:8 or v5e:8")
     if flags.out is not None and flags.out.exists():
         raise BadInput(f"--out {flags.out} exists and is left as it is: give another name")
+    if flags.out is not None and not flags.out.absolute().parent.is_dir():
+        raise BadInput(f"--out {flags.out}: there is no folder {flags.out.absolute().parent}; make it")
     if flags.memory is not None and not 0 < flags.memory < 2**20:
         raise BadInput(f"--memory {flags.memory}: give GiB above 0")
     said = plan(recipe, topology(flags.topology), flags)

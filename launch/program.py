@@ -50,7 +50,8 @@ def compiled(recipe: Recipe, precision: Precision, devices: list[Any], micro_bat
     from jaxgpt.mesh import make_mesh_of
     from jaxgpt.train import make_step
 
-    jax.config.update("jax_enable_x64", precision.parameters == "float64")
+    if precision.parameters == "float64":
+        jax.config.update("jax_enable_x64", True)
     mesh = make_mesh_of(devices)
     started = time.perf_counter()
     try:
