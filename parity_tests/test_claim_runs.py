@@ -3,6 +3,7 @@
 Most tests have a trainer that writes a run's folder without training; a slow one has both real ones.
 """
 
+import hashlib
 import json
 import signal
 import subprocess
@@ -12,13 +13,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 
 from benchmarks import claim_runs
 from benchmarks.claim_plan import SEEDS, ClaimRun, plan, weights
 from benchmarks.gpu_slots import starts
+from jaxgpt.bridge import main as bridge
 from jaxgpt.errors import BadInput
 from jaxgpt.flags import overrides, recipe_and_flags
-from jaxgpt.recipes import RECIPES
+from jaxgpt.recipes import RECIPES, precision
+from jaxgpt.runlog import describe
 from jaxgpt.shards import write_shard
 from parity_tests.programs import ROOT
 
@@ -128,6 +132,24 @@ def test_every_seed_has_weights_of_its_own():
     starts_of = {run.weights for run in plan() if run.name.startswith("20m-muon")}
     assert (len(starts_of), len(set(weights().values()))) == (len(SEEDS), len(SEEDS) + 2)
     assert {run.weights for run in plan()} == weights().keys()
+
+
+def test_the_bridge_makes_weights_of_the_model_that_is_declared(tmp_path):
+    bridge(
+        ["--recipe", "tiny", "--model.layers", "1", "--model.qkv", "separate", "--out", str(tmp_path / "w.safetensors")]
+    )
+    recipe = recipe_and_flags(["--recipe", "tiny", "--model.layers", "1", "--model.qkv", "separate"], "", "tiny")[0]
+    with safe_open(tmp_path / "w.safetensors", framework="numpy") as file:
+        shapes = {name.removeprefix("model."): tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    assert shapes == recipe.model.shapes
+
+
+def test_a_run_records_which_weights_it_started_from(tmp_path):
+    (tmp_path / "w").write_bytes(b"weights")
+    recipe, flags, _ = recipe_and_flags(["--init-from", str(tmp_path / "w")], "", "tiny")
+    exactly = precision(recipe, None, "exact")
+    described = describe("jaxgpt", recipe, {}, flags, exactly, 1, ["cpu"], {}, ())
+    assert described["init_sha256"] == hashlib.sha256(b"weights").hexdigest()
 
 
 # Which run goes where

@@ -266,6 +266,16 @@ def test_pairs_from_other_weights_are_no_pairs(results):
     assert "didn't start from the same file" in entry(results, "a-muon-seeds")["seen"]
 
 
+def test_pairs_with_another_text_than_the_others_are_not_judged_with_them(results):
+    seeds(results, "muon", lambda seed: 0.0)
+    other = {kind: [{"path": kind, "tokens": 10**8, "sha256": "another"}] for kind in ("train", "val")}
+    for framework in ("jax", "torch"):
+        shutil.rmtree(results / "runs" / f"20m-muon-seed3-{framework}")
+        made(results, f"20m-muon-seed3-{framework}", 5.0, shards=other)
+    found = entry(results, "a-muon-seeds")
+    assert (found["verdict"], "differ in shards" in found["seen"]) == ("not testable", True)
+
+
 def test_pairs_on_other_text_are_no_pairs(results):
     made(results, "124m-muon-200-jax", 4.3)
     other = {kind: [{"path": kind, "tokens": 10**8, "sha256": "another"}] for kind in ("train", "val")}
