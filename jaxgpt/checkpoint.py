@@ -28,7 +28,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import Array, UInt32
 
-from jaxgpt.errors import BadInput
+from jaxgpt import mesh
+from jaxgpt.errors import BadInput, NotWritten
 from jaxgpt.resume import check_unchanged
 from jaxgpt.saved import Damaged, Progress, newest, not_saved, prune, sealed, steps_in, tidy, unsealed
 
@@ -42,6 +43,12 @@ def fingerprint(array: Array) -> UInt32[Array, ""]:
     words = jax.lax.bitcast_convert_type(array, word).reshape(-1).astype(jnp.uint32)
     odd = 2 * jnp.arange(words.size, dtype=jnp.uint32) + 1
     return (words * odd).sum(dtype=jnp.uint32)
+
+
+def fingerprint_on_host(array: np.ndarray) -> int:
+    """The same of an array of any dtype, whether or not JAX is allowed 64 bits."""
+    words = np.ascontiguousarray(array).reshape(-1).view(np.uint16 if array.dtype.itemsize == 2 else np.uint32)
+    return int((words.astype(np.uint32) * (2 * np.arange(words.size, dtype=np.uint32) + 1)).sum(dtype=np.uint32))
 
 
 @jax.jit
@@ -96,6 +103,9 @@ class Checkpoints:
 
         Returns:
           The name of the first array that isn't finite; nothing is saved then.
+
+        Raises:
+          NotWritten: one of several processes couldn't save its part.
         """
         self.wait()
         arrays = named(state)
@@ -143,10 +153,7 @@ class Checkpoints:
             found, damaged = newest(self.folder, lambda path: _read(path, like, self.run))
             if damaged:
                 gc.collect()
-        if jax.process_count() > 1:
-            from jax.experimental.multihost_utils import sync_global_devices
-
-            sync_global_devices("all have read the checkpoint")
+        mesh.wait_for_all()
         if self._writes:
             tidy(self.folder, damaged)
         if found is not None:
@@ -165,6 +172,11 @@ class Checkpoints:
 
     def _failed(self, error: Exception) -> None:
         why = (isinstance(error, OSError) and error.strerror) or " ".join(str(error).split())
+        if jax.process_count() > 1:  # the others wait in the save for this one, or this one for one that is gone
+            raise NotWritten(
+                f"checkpoint {self.folder / str(self._saving)} wasn't saved ({_reason(why)}); make room, then go on "
+                "from the last one with --resume"
+            )
         if self._writes:
             not_saved(self.folder / str(self._saving), _reason(why), self.saved)
             tidy(self.folder)
@@ -215,6 +227,42 @@ def _read(path: Path, like: Any, run: dict) -> tuple[Any, Progress]:
         if int(each) != facts["arrays"][name]:
             raise Damaged(f"{name} has other bits than were saved")
     return jax.tree.unflatten(jax.tree.structure(like), [restored[name] for name in arrays]), progress
+
+
+def restore_weights(folder: Path, shapes: dict[str, tuple[int, ...]]) -> tuple[dict[str, np.ndarray], int] | None:
+    """The weights alone of the newest checkpoint that can be used, and its step; None where none was saved.
+
+    Args:
+      folder: a run's `checkpoints/`.
+      shapes: of the weights, by their paths such as "h.attn.c_q.kernel".
+
+    Raises:
+      BadInput: none of those that are there can be used.
+    """
+    _quieten_orbax()
+    with _forgotten_coroutines():
+        return newest(folder.absolute(), lambda path: (_read_weights(path, shapes), int(path.name)))[0]
+
+
+def _read_weights(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """Raises `Damaged` whatever is wrong with the checkpoint."""
+    like = {f"params.{name}": jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
+    as_saved = ocp.RestoreArgs(restore_type=np.ndarray)
+    try:
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as orbax:
+            _, facts = unsealed(orbax.restore(path, args=ocp.args.Composite(facts=ocp.args.JsonRestore())).facts)
+            some = ocp.args.PyTreeRestore(like, restore_args=dict.fromkeys(like, as_saved), partial_restore=True)
+            restored = orbax.restore(path, args=ocp.args.Composite(state=some)).state
+    except Damaged:
+        raise
+    except Exception as error:  # as in `_read`
+        raise Damaged(_reason(f"{type(error).__name__}: {error}")) from None
+    for name, each in like.items():
+        if restored[name].shape != each.shape:
+            raise Damaged(f"{name} is {restored[name].shape} there and {each.shape} in the run's recipe")
+        if fingerprint_on_host(restored[name]) != facts["arrays"].get(name):
+            raise Damaged(f"{name} has other bits than were saved")
+    return {name.removeprefix("params."): restored[name] for name in like}
 
 
 def _score(path: Path) -> float | None:

@@ -2,12 +2,15 @@
 
 Whatever a user can get wrong (a flag, a shard, a run's folder, weights, a mesh) raises `BadInput`, whose text names the
 value and the mend. A program wraps its `main` in `exit_codes`, which prints that line on stderr and exits with 2. A
-signal ends training with 128 plus its number, as shells count: 143 after SIGTERM, 130 after SIGINT.
+signal ends training with 128 plus its number, as shells count: 143 after SIGTERM, 130 after SIGINT. Of several
+processes that end alike, the first on each machine speaks.
 """
 
 import functools
 import io
+import itertools
 import math
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -18,6 +21,8 @@ NOT_FINITE = 3
 NOT_EQUIVALENT = 4
 """How `python -m jaxgpt.compare --require-equivalent` ends where equivalence is not shown; its report is written."""
 NOT_WRITTEN = 5
+PEER_LOST = 6
+"""How a process of several ends when another one is gone (`jaxgpt.peers`)."""
 
 
 class BadInput(Exception):
@@ -86,6 +91,32 @@ def one_line(error: Exception) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
+def code_of(error: BaseException) -> int:
+    """The exit code of a program that ends with `error`."""
+    if isinstance(error, Stopped):
+        return 128 + error.signal
+    for kind, code in ((BadInput, BAD_INPUT), (NotFinite, NOT_FINITE), (NotWritten, NOT_WRITTEN)):
+        if isinstance(error, kind):
+            return code
+    out_of_memory = isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(str(error))
+    return BAD_INPUT if out_of_memory else 1
+
+
+def speaks(argv: list[str]) -> bool:
+    """Whether this process says what all of a run's would: each but those that aren't the first on their machine.
+
+    That is known under torchrun; with `--processes auto` under SLURM and Open MPI; and by `--process` where the
+    coordinator's address is one that only this machine has.
+    """
+    ranks = [os.environ.get("LOCAL_RANK")] if os.environ.get("WORLD_SIZE", "1") != "1" else []
+    if "auto" in argv:
+        ranks += [os.environ.get(name) for name in ("SLURM_LOCALID", "OMPI_COMM_WORLD_LOCAL_RANK")]
+    said = dict(itertools.pairwise(argv))
+    if said.get("--coordinator", "").startswith(("127.", "localhost:", "[::1]:")):
+        ranks.append(said.get("--process"))
+    return all(rank in (None, "0") for rank in ranks)
+
+
 def exit_codes(main: Callable[..., None]) -> Callable[..., None]:
     """Run `main`; where it ends with one of the exceptions above, print its text on one line of stderr and exit.
 
@@ -95,19 +126,21 @@ def exit_codes(main: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(main)
     def run(*args, **kwargs) -> None:
+        argv = next((each for each in args if each is not None), sys.argv[1:])
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="backslashreplace")  # a path need not be text in any encoding
         try:
             main(*args, **kwargs)
         except (BadInput, NotFinite, NotWritten) as error:
-            print("error: " + one_line(error), file=sys.stderr)
-            codes = {BadInput: BAD_INPUT, NotFinite: NOT_FINITE, NotWritten: NOT_WRITTEN}
-            sys.exit(next(code for kind, code in codes.items() if isinstance(error, kind)))
+            if isinstance(error, NotWritten) or speaks(argv):
+                print("error: " + one_line(error), file=sys.stderr)
+            sys.exit(code_of(error))
         except Stopped as stopped:
-            print(one_line(stopped), file=sys.stderr)
-            sys.exit(128 + stopped.signal)
+            if speaks(argv):
+                print(one_line(stopped), file=sys.stderr)
+            sys.exit(code_of(stopped))
         except (MemoryError, RuntimeError) as error:  # JAX and PyTorch have RuntimeErrors of their own for it
-            if not isinstance(error, MemoryError) and not _OUT_OF_MEMORY.search(str(error)):
+            if code_of(error) != BAD_INPUT:
                 raise
             why = one_line(error)[:300] or "MemoryError"
             print(f"error: out of memory ({why}): ask for less, or take a larger machine", file=sys.stderr)

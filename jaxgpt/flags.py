@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from jaxgpt.commands import parse
+from jaxgpt.dashboards import check_dashboards
 from jaxgpt.embedded import sample
 from jaxgpt.errors import BadInput
 from jaxgpt.files import check_name
@@ -47,6 +48,8 @@ class Flags:
     """Dtype of the model, Newton-Schulz and its norm. Absent: the recipe decides."""
     rounding: Literal["free", "pinned"] = "free"
     """pinned, the parity mode: JAX leaves out no rounding to bfloat16 that PyTorch makes. free: XLA may."""
+    kernels: Literal["auto", "plain", "fused"] = "auto"
+    """JAX's: fused takes kernels of our own where they can run; auto does so on GPUs, plain leaves all to XLA."""
     val_every: int | None = None
     """Updates between validations."""
     val_tokens: int | None = None
@@ -58,10 +61,22 @@ class Flags:
     the run and a signal save one too."""
     keep: int = 3
     """How many of the last checkpoints stay, beside the one of the lowest validation loss."""
+    tensorboard: bool = False
+    """Write the metrics as an event file in RUN/tensorboard too. Needs the package: pip install tensorboard."""
+    wandb: str | None = None
+    """Send the metrics to this project of Weights & Biases too. Needs the package: pip install wandb."""
     profile: int | None = None
     """Trace so many steps, from the fourth on, into RUN/trace: for Perfetto (ui.perfetto.dev) or XProf."""
+    dry_run: bool = False
+    """Say what the run would compute, need and take, and end: nothing is trained or written."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """When a loss or gradient is NaN or infinite: stop with exit 3, or skip the update and count."""
+    coordinator: str | None = None
+    """Of several processes (JAX; torchrun has its own way): HOST:PORT of the first one, where all of them meet."""
+    processes: str | None = None
+    """How many there are, this one included, sharing --mesh evenly; auto: ask SLURM, Open MPI or a Cloud TPU pod."""
+    process: int | None = None
+    """Which of them this one is, from 0."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +127,7 @@ def recipe_and_flags(argv: list[str], prog: str, default_recipe: str) -> tuple[R
         raise BadInput("--resume goes on with a run: name its folder with --run")
     check_seed(flags.seed)
     _check_where(flags)
+    _check_processes(flags)
     recipe = dataclasses.replace(base, model=read.model, optimizer=read.optimizer, schedule=schedule, data=data)
     return recipe, flags, overrides(base, recipe)
 
@@ -127,11 +143,32 @@ _MOST_DEVICES = 1024
 
 
 def _check_where(flags: Flags) -> None:
-    """`BadInput` for devices that no machine has, and for a folder that can't be."""
+    """`BadInput` for devices that no machine has, a folder that can't be, and dashboards that aren't installed."""
     if flags.mesh is not None and flags.mesh > _MOST_DEVICES:
         raise BadInput(f"--mesh {flags.mesh}: give at most {_MOST_DEVICES}")
     if flags.run is not None:
         check_name(flags.run, "--run")
+    check_dashboards(flags.tensorboard, flags.wandb)
+
+
+def _check_processes(flags: Flags) -> None:
+    """`BadInput` for flags of several processes that don't go together."""
+    given = [value for value in (flags.coordinator, flags.processes, flags.process) if value is not None]
+    if given in ([], ["auto"]):
+        return
+    if len(given) < 3 or flags.processes == "auto":
+        raise BadInput(
+            "--coordinator, --processes and --process go together: give all three, or --processes auto alone under "
+            "SLURM, Open MPI or on a Cloud TPU pod, or none for one process"
+        )
+    if not re.fullmatch(r"\S+:\d{1,5}", str(flags.coordinator)):
+        raise BadInput(f"--coordinator {flags.coordinator}: give HOST:PORT of the first process, such as node0:12345")
+    said = str(flags.processes)
+    count = int(said) if said.isascii() and said.isdecimal() and len(said) < 6 else 0
+    if not count:
+        raise BadInput(f"--processes {flags.processes}: give how many there are, this one included, or auto")
+    if flags.process not in range(count):
+        raise BadInput(f"--process {flags.process} of --processes {count}: give a whole number from 0 to {count - 1}")
 
 
 def overrides(base: Recipe, recipe: Recipe) -> dict[str, object]:
@@ -146,7 +183,7 @@ def overrides(base: Recipe, recipe: Recipe) -> dict[str, object]:
 
 
 def last_value(argv: list[str], flag: str) -> str | None:
-    """The last value of `--recipe` or `--run`, needed before the rest is read: they give other flags their defaults."""
+    """The last value of a flag such as `--recipe`, read first where it gives other flags their defaults."""
     value = None
     for i, word in enumerate(argv):
         if word.startswith(f"{flag}="):
@@ -167,7 +204,8 @@ def _run_before(argv: list[str], prog: str) -> tuple[Recipe | None, Flags]:
     if not isinstance(flags, dict):
         raise BadInput(f"--resume: {where} doesn't say which flags the run had: put back the file that the run wrote")
     recipe = from_json(Recipe, config.get("recipe"), f"{where}: recipe")
-    return recipe, from_json(Flags, dataclasses.asdict(Flags()) | flags, f"{where}: flags")
+    was = from_json(Flags, dataclasses.asdict(Flags()) | flags, f"{where}: flags")
+    return recipe, dataclasses.replace(was, coordinator=None, processes=None, process=None)
 
 
 FINEWEB = ("data/fineweb10B/fineweb_train_*.bin", "data/fineweb10B/fineweb_val_*.bin")

@@ -18,13 +18,23 @@ class Interrupt:
         """Number of the signal that came, if one did."""
         self.training = False
         """Set it once there is something to save: until then the process ends at once."""
+        self.agreed: int | None = None
+        """Of several processes: the signal that all of them know one of them got. One alone leaves it None."""
+        self.alone = True
+        """Set it to False where there are several: a step is still to come that agrees on where to stop."""
+
+    @property
+    def stops(self) -> int | None:
+        """The signal after which the run stops now."""
+        return self.signal if self.alone else self.agreed
 
     def came(self, number: int) -> None:
         """Take note of a signal. A second one, or one before `training`, ends the process."""
         name = signal.Signals(number).name
         if self.signal is None and self.training:
             self.signal = number
-            print(f"{name}: saving after this step; a second one ends at once", file=sys.stderr, flush=True)
+            if self.alone:  # of several, a launcher may want to end them all because one is gone: nothing can be saved
+                print(f"{name}: saving after this step; a second one ends at once", file=sys.stderr, flush=True)
             return
         if self.signal is None:
             print(f"{name}: nothing has been trained yet, nothing is lost", file=sys.stderr, flush=True)

@@ -1,14 +1,80 @@
 """Devices and shardings. Weights are replicated, a step's sequences are split over the axis `data`."""
 
+import contextlib
 import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import jax
 import numpy as np
+from jax._src import distributed
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jaxgpt.errors import BadInput
+from jaxgpt.coordinator import Coordinator
+from jaxgpt.errors import BAD_INPUT, BadInput
+from jaxgpt.flags import Flags
+from jaxgpt.peers import Peers
+
+Rows = TypeVar("Rows", np.ndarray, range)
+
+
+MEETS = 300
+"""Seconds within which all processes of a run have to start."""
+
+
+def _alone(flags: Flags) -> None:
+    where = flags.coordinator or "the address that --processes auto found"
+    line = f"error: not all of --processes came to {where} within {MEETS} s: start them all, or mend --coordinator"
+    print(line, file=sys.stderr, flush=True)
+    os._exit(BAD_INPUT)
+
+
+@contextlib.contextmanager
+def processes(flags: Flags) -> Iterator[Mesh]:
+    """The mesh of `--mesh` over all of a run's processes, or over this one alone. In the block, losing one ends it.
+
+    Must come before anything else asks JAX for a device. JAX has no public name for its store of words.
+
+    Raises:
+      BadInput: the others didn't come, or as `make_mesh`.
+    """
+    if flags.processes is None:
+        yield make_mesh(flags.mesh)
+        return
+    count = None if flags.processes == "auto" else int(flags.processes)
+    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM from us
+    distributed._jax.get_distributed_runtime_service = Coordinator
+    meeting = threading.Timer(MEETS, _alone, [flags])  # JAX's own limit, made longer here, ends in an abort
+    meeting.daemon = True
+    meeting.start()
+    try:
+        jax.distributed.initialize(
+            flags.coordinator, count, flags.process, initialization_timeout=2 * MEETS, shutdown_timeout_seconds=30
+        )
+    except ValueError:  # of its cluster detection
+        raise BadInput(
+            "--processes auto: there is no SLURM, Open MPI or Cloud TPU pod here; give --coordinator HOST:PORT, "
+            "--processes N and --process I"
+        ) from None
+    meeting.cancel()
+    of_all = distributed.global_state
+    client, index = of_all.client, of_all.process_id
+    assert client is not None
+
+    def exchange(word: str) -> dict[str, str]:
+        client.key_value_set(f"jaxgpt/peers/{index}", word, allow_overwrite=True)
+        return {name.rsplit("/", 1)[1]: each for name, each in client.key_value_dir_get("jaxgpt/peers/")}
+
+    with Peers(index, of_all.num_processes, exchange, jax.distributed.shutdown, flags.run):
+        yield make_mesh(flags.mesh)
+
+
+_GPU = ("gpu", "cuda")  # a device that is there, and one of a topology that is only described
 
 
 def make_mesh(devices: int | None) -> Mesh:
@@ -17,15 +83,28 @@ def make_mesh(devices: int | None) -> Mesh:
     Must come before anything else asks JAX for a device, for the number of virtual CPU devices is fixed then.
 
     Args:
-      devices: how many; None is every accelerator, or one CPU device.
+      devices: how many, of all processes together, each having the same share; None is every accelerator, or one CPU
+        device each.
 
     Raises:
-      BadInput: more accelerators than this machine has, or a number below 1.
+      BadInput: more accelerators than this machine has, or a number below 1, or one that the processes can't share.
     """
     if devices is not None and devices < 1:
         raise BadInput(f"--mesh {devices}: give at least 1")
-    jax.config.update("jax_num_cpu_devices", devices or 1)
+    processes = distributed.global_state.num_processes
+    share, rest = divmod(devices or processes, processes)
+    if rest:
+        raise BadInput(f"--mesh {devices}: {processes} processes can't share it evenly; give a multiple of {processes}")
+    jax.config.update("jax_num_cpu_devices", share)
     there = jax.devices()
+    if processes > 1:
+        own = [jax.local_devices(process_index=i) for i in range(processes)]
+        if devices is not None and (fewest := min(map(len, own))) < share:
+            raise BadInput(
+                f"--mesh {devices}: that is {share} devices each of {processes} processes, and one has {fewest}; give "
+                f"--mesh {fewest * processes}"
+            )
+        there = [device for each in own for device in (each if devices is None else each[:share])]
     if devices is not None and len(there) < devices:
         raise BadInput(
             f"--mesh {devices}: this machine has {len(there)} {there[0].platform} device{'s' * (len(there) > 1)}; give "
@@ -54,6 +133,37 @@ def place(mesh: Mesh, rows: np.ndarray) -> jax.Array:
     return jax.make_array_from_process_local_data(split(mesh), rows)
 
 
+def own_rows(rows: Rows) -> Rows:
+    """This process's part of all processes' rows."""
+    share = len(rows) // jax.process_count()
+    return rows[jax.process_index() * share :][:share]
+
+
+def wait_for_all() -> None:
+    """Return when every process has come here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("jaxgpt")
+
+
+def same_time() -> float:
+    """Seconds since 1970, by the first process's clock."""
+    now = int(time.time())
+    return int(multihost_utils.broadcast_one_to_all(np.uint32(now))) if jax.process_count() > 1 else now
+
+
+def agreeing(mesh: Mesh, step: Callable) -> jax.stages.Wrapped:
+    """A train step with one more argument, a number of each device (P,), whose largest is the metrics' `signal`.
+
+    It is part of the step, for virtual CPU devices can wait for ever for two programs at once (see `validate`).
+    """
+
+    def together(state, inputs: jax.Array, targets: jax.Array, signal_P: jax.Array):
+        state, metrics = step(state, inputs, targets)
+        return state, metrics | {"signal": signal_P.max()}
+
+    return jax.jit(together, donate_argnums=0, out_shardings=replicated(mesh))
+
+
 def peak_bytes(mesh: Mesh) -> int:
     """Most memory in use at once on the mesh's first device so far; on a CPU, the process's largest resident size."""
     stats = mesh.local_devices[0].memory_stats()
@@ -72,7 +182,14 @@ def compiler_options(mesh: Mesh, rounding: Literal["free", "pinned"] = "free") -
     its validation (one H100, JAX 0.11.2, each option tried once).
     """
     options: dict[str, str | bool] = {"xla_allow_excess_precision": False} if rounding == "pinned" else {}
-    return options | ({"xla_gpu_enable_triton_gemm": False} if mesh.devices.flat[0].platform == "gpu" else {})
+    return options | ({"xla_gpu_enable_triton_gemm": False} if mesh.devices.flat[0].platform in _GPU else {})
+
+
+def kernels(mesh: Mesh, asked: Literal["auto", "plain", "fused"]) -> Literal["plain", "fused"]:
+    """Whether to take the kernels of `jaxgpt.kernels`, which "auto" does on GPUs."""
+    if asked != "auto":
+        return asked
+    return "fused" if mesh.devices.flat[0].platform == "gpu" else "plain"
 
 
 def cached_compilation() -> dict[str, int]:

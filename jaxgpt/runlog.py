@@ -22,7 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 from safetensors import SafetensorError
 
-from jaxgpt import compare
+from jaxgpt import compare, dashboards
 from jaxgpt.errors import BadInput, NotWritten
 from jaxgpt.files import sha256
 from jaxgpt.flags import Flags
@@ -33,13 +33,18 @@ from jaxgpt.saved import Progress
 from jaxgpt.shards import Shard
 
 
-def run_folder(flags: Flags, recipe: Recipe) -> Path:
+def run_folder(flags: Flags, recipe: Recipe, started: float) -> Path:
     """The folder a run will write, by `--run` or by recipe and time; with `--resume`, the one that is there.
+
+    Args:
+      flags: of the command line.
+      recipe: whose name the folder gets.
+      started: seconds since 1970, the same in all of a run's processes.
 
     Raises:
       BadInput: it exists already, or can't be made.
     """
-    folder = Path(flags.run or f"runs/{recipe.name}-{datetime.datetime.now():%Y%m%d-%H%M%S}")
+    folder = Path(flags.run or f"runs/{recipe.name}-{datetime.datetime.fromtimestamp(started):%Y%m%d-%H%M%S}")
     if flags.resume:
         return folder
     if folder.exists() or folder.is_symlink():
@@ -137,6 +142,8 @@ class RunLog:
         self.val_loss = math.nan
         self.validated, self.skipped = -1, 0
         self._since: float | None = None
+        self._flags: dict = config.get("flags", {})
+        self._dashboards: list[dashboards.Dashboard] = []
         if not writes:
             return
         if not resume:
@@ -174,6 +181,7 @@ class RunLog:
         print(f"{self.config['recipe']['name']} on {len(devices)} x {devices[0]}, in {self.folder}: {what}", flush=True)
 
     def _open(self) -> None:
+        self._dashboards = dashboards.opened(self.folder, self.config, self._flags)
         self._metrics = open(self.folder / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115, closed by finish
 
     def go_on(self, was: Progress, config: dict | None) -> None:
@@ -274,6 +282,9 @@ class RunLog:
             self._bar.stop()
             with contextlib.suppress(OSError):  # what a full disk didn't take was reported when it was written
                 self._metrics.close()
+            for each in self._dashboards:
+                with contextlib.suppress(Exception):  # metrics.jsonl is the record
+                    each.close()
 
     def _line(self, **values) -> None:
         if not self.writes:
@@ -290,6 +301,7 @@ class RunLog:
                 f"{self.folder / 'metrics.jsonl'} can't be written at step {step}: {error.strerror}; make room, then "
                 f"go on from the last checkpoint with --run {self.folder} --resume"
             ) from None
+        self._dashboards = dashboards.shown(self._dashboards, line)
 
 
 def _replace(file: Path, content: bytes) -> None:

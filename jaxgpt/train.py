@@ -22,11 +22,12 @@ from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from jaxgpt import bridge, mesh, tokens
+from jaxgpt import bridge, dry_run, mesh, tokens
+from jaxgpt.ahead import compile_step, memory
 from jaxgpt.checkpoint import Checkpoints, check_folder
 from jaxgpt.errors import BadInput, NotFinite, NotWritten, exit_codes, not_finite, stopped
 from jaxgpt.finite import if_finite, named_norms, norms
-from jaxgpt.flags import default_recipe, embedded_notice, recipe_and_flags, shard_patterns
+from jaxgpt.flags import Flags, default_recipe, embedded_notice, recipe_and_flags, shard_patterns
 from jaxgpt.interrupt import Interrupt, interruptible
 from jaxgpt.loss import cross_entropy
 from jaxgpt.model import GPT
@@ -93,7 +94,7 @@ def make_step(recipe: Recipe, precision: Precision, devices: Mesh, micro_batch: 
         x_ND, config = gpt.hidden(inputs_BT).reshape(-1, recipe.model.width), recipe.model
         weight_VD, bias_V = gpt.head()
         token_ids = config.token_ids if config.pad_rows == "masked" else None
-        targets_N, form = targets_BT.reshape(-1), (config.logit_cap, token_ids, config.loss_reduction)
+        targets_N, form = targets_BT.reshape(-1), (config.logit_cap, token_ids, config.loss_reduction, gpt.kernels)
         return cross_entropy(x_ND, weight_VD, targets_N, gpt.compute, bias_V, *form)
 
     def device_gradients(params, inputs: jax.Array, targets: jax.Array):
@@ -184,6 +185,7 @@ def _graph(recipe: Recipe, precision: Precision, compute) -> nnx.GraphDef:
     """The model without weights."""
     settings = {"parameters": precision.parameters, "embedding": precision.embedding, "compute": compute}
     settings["attention"] = precision.attention if compute == "bfloat16" else "exact"
+    settings["kernels"] = precision.kernels if compute == precision.compute else "plain"
     return nnx.split(nnx.eval_shape(lambda: GPT(recipe.model, rngs=nnx.Rngs(0), **settings)))[0]
 
 
@@ -197,33 +199,51 @@ def validate(
     """
     rows = micro_batch * devices.size
     losses = [
-        float(evaluate(params, mesh.place(devices, inputs[i : i + rows]), mesh.place(devices, targets[i : i + rows])))
+        float(evaluate(params, *(mesh.place(devices, mesh.own_rows(each[i : i + rows])) for each in (inputs, targets))))
         for i in range(0, len(inputs), rows)
     ]
     return float(np.mean(losses))
 
 
+def foresee(recipe: Recipe, flags: Flags, exactly: Precision, devices: Mesh) -> None:
+    """Print what the run would be; the step is compiled, for its memory, and nothing is written."""
+    check_folder(run_folder(flags, recipe, mesh.same_time()))
+    check_profile(flags.profile, min(recipe.schedule.steps, flags.stop_at or recipe.schedule.steps))
+    micro_batch = mesh.micro_batch(recipe.data.sequences, devices.size, recipe.data.micro_batch, flags.micro_batch)
+    step = compile_step(make_step(recipe, exactly, devices, micro_batch), recipe, exactly, devices)
+    kinds = [d.device_kind for d in devices.devices.flat]
+    print(dry_run.report(recipe, flags, exactly, micro_batch, kinds, memory(step)._asdict()), flush=True)
+
+
 @exit_codes
 def main(argv: list[str] | None = None) -> None:
     """The program; see `jaxgpt.flags.Flags`."""
-    with interruptible() as interrupt:
-        run(sys.argv[1:] if argv is None else argv, interrupt)
-
-
-def run(argv: list[str], interrupt: Interrupt) -> None:
-    """Train as the command line says, until the end or until `interrupt` wishes."""
+    argv = sys.argv[1:] if argv is None else argv
     flags = recipe_and_flags(argv, PROG, "tiny")[1]
-    devices = mesh.make_mesh(flags.mesh)
+    with interruptible() as interrupt, mesh.processes(flags) as devices:
+        run(argv, flags, devices, interrupt)
+
+
+def run(argv: list[str], flags: Flags, devices: Mesh, interrupt: Interrupt) -> None:
+    """Train as the command line says, until the end or until `interrupt` wishes."""
+    is_first, interrupt.alone = jax.process_index() == 0, jax.process_count() == 1
     platform = devices.devices.flat[0].platform
     recipe, flags, overrides = recipe_and_flags(argv, PROG, default_recipe(flags, accelerator=platform != "cpu"))
-    if flags.recipe is None and flags.data is None and recipe.data.tokens == "bytes" and not flags.resume:
+    nobody_said = flags.recipe is None and flags.data is None and recipe.data.tokens == "bytes" and not flags.resume
+    if nobody_said and is_first:
         print(embedded_notice(recipe, flags), flush=True)
     exactly = precision(
-        recipe, flags.dtype, attention="exact" if platform == "cpu" else "fast", rounding=flags.rounding
+        recipe,
+        flags.dtype,
+        attention="exact" if platform == "cpu" else "fast",
+        rounding=flags.rounding,
+        kernels=mesh.kernels(devices, flags.kernels),
     )
     jax.config.update("jax_enable_x64", "float64" in dataclasses.astuple(exactly))
     data, config = recipe.data, recipe.model
 
+    if flags.dry_run:
+        return foresee(recipe, flags, exactly, devices)
     train_pattern, val_pattern = shard_patterns(recipe, flags)
     train_shards = inspect_shards(train_pattern, "--data", config.token_ids)
     val_shards = inspect_shards(val_pattern, "--val-data", config.token_ids)
@@ -234,12 +254,13 @@ def run(argv: list[str], interrupt: Interrupt) -> None:
         fits = max(len(val_inputs) // devices.size, 1) * devices.size * config.context
         raise BadInput(f"--val-tokens {data.val_tokens} doesn't divide over --mesh {devices.size}: give {fits}")
     val_micro_batch = mesh.micro_batch(len(val_inputs), devices.size, micro_batch, None)
-    folder = run_folder(flags, recipe)
+    folder = run_folder(flags, recipe, mesh.same_time())
     check_folder(folder)
     goes_on = flags.resume and steps_in(folder / "checkpoints")
     weights = None
     if flags.init_from and not goes_on:
         weights = bridge.load_state(flags.init_from, recipe, exactly.parameters, exactly.embedding)
+    mesh.wait_for_all()  # the first process makes the folder once all have seen that it isn't there
 
     steps = min(recipe.schedule.steps, flags.stop_at or recipe.schedule.steps)
     check_profile(flags.profile, steps)
@@ -256,9 +277,10 @@ def run(argv: list[str], interrupt: Interrupt) -> None:
     )
     before = same_run(folder, described) if flags.resume else None
     if flags.resume and (finished := finished_after(folder)) >= steps:
-        print(f"run {folder} is finished: {finished} steps are done", flush=True)
+        if is_first:
+            print(f"run {folder} is finished: {finished} steps are done", flush=True)
         return
-    log = RunLog(folder, described, steps, recipe.step_tokens, jax.process_index() == 0, flags.resume)
+    log = RunLog(folder, described, steps, recipe.step_tokens, is_first, flags.resume)
     checkpoints = Checkpoints(folder / "checkpoints", flags.keep, described)
     counts = mesh.cached_compilation()
     started = time.perf_counter()
@@ -270,14 +292,16 @@ def run(argv: list[str], interrupt: Interrupt) -> None:
     if state is None:
         placed = weights and jax.device_put(weights, mesh.replicated(devices))
         state = program.start(placed) if placed else program.init(flags.seed)
-    share = data.sequences // jax.process_count()
-    rows = slice(jax.process_index() * share, (jax.process_index() + 1) * share)
+    own = mesh.own_rows(range(data.sequences))
+    rows = slice(own.start, own.stop)
     place = lambda array: mesh.place(devices, array)  # noqa: E731
-    example = place(val_inputs[: val_micro_batch * devices.size])
+    signals = lambda: () if interrupt.alone else (place(np.full(len(devices.local_devices), interrupt.signal or 0)),)  # noqa: E731
+    example = place(mesh.own_rows(val_inputs[: val_micro_batch * devices.size]))
     options = mesh.compiler_options(devices, exactly.rounding)
     evaluate = program.evaluate.lower(state.params, example, example).compile(options)
     batch = jax.ShapeDtypeStruct((data.sequences, config.context), jnp.int32, sharding=mesh.split(devices))
-    step = program.step.lower(state, batch, batch).compile(options)
+    one_step = program.step if interrupt.alone else mesh.agreeing(devices, program.step)
+    step = one_step.lower(state, batch, batch, *signals()).compile(options)
     log.write_config(compile={"seconds": round(time.perf_counter() - started, 2)} | counts)
 
     tracer = Tracer(folder / FOLDER, step, log.writes)
@@ -293,6 +317,7 @@ def run(argv: list[str], interrupt: Interrupt) -> None:
             return
         done, metrics, at = pending
         pending = None
+        interrupt.agreed = int(metrics.get("signal", 0))
         loss, norm, lr = (float(metrics[name]) for name in ("train_loss", "grad_norm", "lr"))
         if flags.on_nonfinite == "stop" and not (math.isfinite(loss) and math.isfinite(norm)):
             by_weight = named_norms(metrics["norms"], config)
@@ -306,7 +331,7 @@ def run(argv: list[str], interrupt: Interrupt) -> None:
     with contextlib.closing(tokens.ahead(tokens.batches(stream, position, place, rows))) as upcoming:
         try:
             for done in range(was.step, steps + 1):
-                stopping = interrupt.signal
+                stopping = interrupt.stops
                 profile.at(done)
                 if recipe.validates_after(done, last=steps) and done > log.validated and not stopping:
                     record()
@@ -329,7 +354,7 @@ def run(argv: list[str], interrupt: Interrupt) -> None:
                 if done == steps:
                     break
                 inputs, targets, after = next(upcoming)
-                state, metrics = step(state, inputs, targets)
+                state, metrics = step(state, inputs, targets, *signals())
                 record()
                 pending, position = (done + 1, metrics, position), after
         finally:

@@ -1,8 +1,9 @@
 """Devices, one process each, as torchrun starts them. Weights are replicated, a step's sequences are split."""
 
+import contextlib
 import os
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from jaxgpt.errors import BadInput
+from jaxgpt.flags import Flags
+from jaxgpt.peers import Peers
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,31 @@ class Mesh:
     rank: int
     size: int
     device: torch.device
+
+
+@contextlib.contextmanager
+def processes(flags: Flags) -> Iterator[Mesh]:
+    """This process's place among those that torchrun started, or alone. In the block, losing one of them ends it.
+
+    Raises:
+      BadInput: as `make_mesh`.
+    """
+    if flags.processes is not None:
+        raise BadInput(f"--processes {flags.processes} is JAX's: several processes of PyTorch are torchrun's to start")
+    devices = make_mesh(flags.mesh)
+    if devices.size == 1:
+        yield devices
+        return
+    store = dist.PrefixStore("jaxgpt/peers", next(dist.rendezvous("env://"))[0])
+    names = [str(i) for i in range(devices.size)]
+
+    def exchange(word: str) -> dict[str, str]:
+        store.set(str(devices.rank), word)
+        there = [name for name in names if store.check([name])]
+        return dict(zip(there, (each.decode() for each in store.multi_get(there)), strict=True))
+
+    with Peers(devices.rank, devices.size, exchange, dist.destroy_process_group, flags.run):
+        yield devices
 
 
 def make_mesh(devices: int | None) -> Mesh:
@@ -80,10 +108,12 @@ def wait_for_all(devices: Mesh) -> None:
         dist.barrier()
 
 
-def close(devices: Mesh) -> None:
-    """Take leave of the other processes."""
+def largest_over_processes(devices: Mesh, value: int) -> Int[Tensor, ""]:
+    """The largest of every process's values, on each of them; on a GPU once the queue has come to it."""
+    largest = torch.tensor(value, device=devices.device)
     if devices.size > 1:
-        dist.destroy_process_group()
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return largest
 
 
 def place(devices: Mesh, rows: Int[Tensor, "rows T"]) -> Int[Tensor, "rows T"]:

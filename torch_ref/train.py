@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import get_total_norm
 
+from jaxgpt import dry_run
 from jaxgpt.errors import BadInput, NotFinite, NotWritten, exit_codes, not_finite, stopped
-from jaxgpt.flags import default_recipe, embedded_notice, recipe_and_flags, shard_patterns
+from jaxgpt.flags import Flags, default_recipe, embedded_notice, recipe_and_flags, shard_patterns
 from jaxgpt.interrupt import Interrupt, interruptible
 from jaxgpt.profiled import FOLDER, Profile, check_profile
 from jaxgpt.recipes import DType, Precision, Recipe, precision
@@ -177,6 +178,8 @@ def _fast(loss: nn.Module, devices: Mesh) -> nn.Module:
         warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\._inductor")
         loss.compile(dynamic=False)
     if devices.size > 1:
+        # Newer versions of torch name the flag anew; 2.11 knows only this name.
+        warnings.filterwarnings("ignore", category=FutureWarning, message="`broadcast_buffers`")
         return DistributedDataParallel(loss, broadcast_buffers=False)  # the buffers are tables, alike everywhere
     return loss
 
@@ -213,18 +216,34 @@ def compile_ahead(
     program.evaluate(state, *validation).item()  # waits for the device
 
 
+def foresee(recipe: Recipe, flags: Flags, exactly: Precision, devices: Mesh) -> None:
+    """Print what the run would be; nothing is written."""
+    run_folder(flags, recipe, time.time())
+    check_profile(flags.profile, min(recipe.schedule.steps, flags.stop_at or recipe.schedule.steps))
+    micro_batch = mesh.micro_batch(recipe.data.sequences, devices.size, recipe.data.micro_batch, flags.micro_batch)
+    if devices.rank == 0:
+        kinds = device_names(devices)
+        print(dry_run.report(recipe, flags, exactly, micro_batch, kinds), flush=True)
+
+
+def device_names(devices: Mesh) -> list[str]:
+    """Of all processes' devices, which are alike."""
+    on_cpu = devices.device.type == "cpu"
+    return [platform.machine() if on_cpu else torch.cuda.get_device_name(devices.device)] * devices.size
+
+
 @exit_codes
 def main(argv: list[str] | None = None) -> None:
     """The program; see `jaxgpt.flags.Flags`."""
-    with interruptible() as interrupt:
-        run(sys.argv[1:] if argv is None else argv, interrupt)
-
-
-def run(argv: list[str], interrupt: Interrupt) -> None:
-    """Train as the command line says, until the end or until `interrupt` wishes."""
+    argv = sys.argv[1:] if argv is None else argv
     flags = recipe_and_flags(argv, PROG, "tiny")[1]
-    devices = mesh.make_mesh(flags.mesh)
-    on_cpu = devices.device.type == "cpu"
+    with interruptible() as interrupt, mesh.processes(flags) as devices:
+        run(argv, flags, devices, interrupt)
+
+
+def run(argv: list[str], flags: Flags, devices: Mesh, interrupt: Interrupt) -> None:
+    """Train as the command line says, until the end or until `interrupt` wishes."""
+    on_cpu, interrupt.alone = devices.device.type == "cpu", devices.size == 1
     recipe, flags, overrides = recipe_and_flags(argv, PROG, default_recipe(flags, accelerator=not on_cpu))
     nobody_said = flags.recipe is None and flags.data is None and recipe.data.tokens == "bytes" and not flags.resume
     if nobody_said and devices.rank == 0:
@@ -232,6 +251,8 @@ def run(argv: list[str], interrupt: Interrupt) -> None:
     exactly = precision(recipe, flags.dtype, attention="exact" if on_cpu else "fast", rounding=flags.rounding)
     data, config = recipe.data, recipe.model
 
+    if flags.dry_run:
+        return foresee(recipe, flags, exactly, devices)
     train_pattern, val_pattern = shard_patterns(recipe, flags)
     train_shards = inspect_shards(train_pattern, "--data", config.token_ids)
     val_shards = inspect_shards(val_pattern, "--val-data", config.token_ids)
@@ -242,7 +263,7 @@ def run(argv: list[str], interrupt: Interrupt) -> None:
         fits = max(len(val_inputs) // devices.size, 1) * devices.size * config.context
         raise BadInput(f"--val-tokens {data.val_tokens} doesn't divide over --mesh {devices.size}: give {fits}")
     val_micro_batch = mesh.micro_batch(len(val_inputs), devices.size, micro_batch, None)
-    folder = run_folder(flags, recipe)
+    folder = run_folder(flags, recipe, time.time())
     goes_on = flags.resume and steps_in(folder / "checkpoints")
     weights = None
     if flags.init_from and not goes_on:
@@ -258,13 +279,14 @@ def run(argv: list[str], interrupt: Interrupt) -> None:
         flags,
         exactly,
         micro_batch,
-        [platform.machine() if on_cpu else torch.cuda.get_device_name(devices.device)] * devices.size,
+        device_names(devices),
         {"train": train_shards, "val": val_shards},
         ("torch", "numpy"),
     )
     before = same_run(folder, described) if flags.resume else None
     if flags.resume and (finished := finished_after(folder)) >= steps:
-        print(f"run {folder} is finished: {finished} steps are done", flush=True)
+        if devices.rank == 0:
+            print(f"run {folder} is finished: {finished} steps are done", flush=True)
         return
     log = RunLog(folder, described, steps, recipe.step_tokens, devices.rank == 0, flags.resume)
     checkpoints = Checkpoints(folder / "checkpoints", flags.keep, described, recipe, devices)
@@ -303,7 +325,8 @@ def run(argv: list[str], interrupt: Interrupt) -> None:
             return
         done, fetched, metrics, at = pending
         pending = None
-        loss, norm = fetched()
+        loss, norm, signal = fetched()
+        interrupt.agreed = int(signal)
         if flags.on_nonfinite == "stop" and not (math.isfinite(loss) and math.isfinite(norm)):
             by_weight = {name: each.item() for name, each in metrics["norms"].items()}
             raise not_finite(done, loss, norm, stream.paths[at.shard], at.offset, by_weight)
@@ -315,7 +338,7 @@ def run(argv: list[str], interrupt: Interrupt) -> None:
     with contextlib.closing(tokens.ahead(tokens.batches(stream, position, place, rows))) as upcoming:
         try:
             for done in range(was.step, steps + 1):
-                stopping = interrupt.signal
+                stopping = interrupt.stops
                 profile.at(done)
                 if recipe.validates_after(done, last=steps) and done > log.validated and not stopping:
                     record()
@@ -340,7 +363,8 @@ def run(argv: list[str], interrupt: Interrupt) -> None:
                     break
                 inputs, targets, after = next(upcoming)
                 state, metrics = program.step(state, inputs, targets)
-                fetched = mesh.fetch(devices, [metrics["train_loss"], metrics["grad_norm"]])
+                signal = mesh.largest_over_processes(devices, interrupt.signal or 0)
+                fetched = mesh.fetch(devices, [metrics["train_loss"], metrics["grad_norm"], signal])
                 record()
                 pending, position = (done + 1, fetched, metrics, position), after
         finally:
@@ -349,7 +373,6 @@ def run(argv: list[str], interrupt: Interrupt) -> None:
 
     if log.writes:
         log.finished(lambda file: bridge.save_state(file, state.model.state_dict(), recipe, step=steps))
-    mesh.close(devices)
     if not is_saved:
         raise NotWritten(f"the checkpoint of step {steps}, the last, wasn't saved; weights.safetensors is in {folder}")
 
