@@ -118,7 +118,7 @@ def _entry(results: Path, claim: Claim) -> dict:
     evidence = Evidence(results)
     try:
         found = claim.judged(evidence)
-    except NotThere as missing:
+    except (NotThere, BadInput) as missing:
         found = Finding("not testable", str(missing))
     entry = {
         "id": claim.id,

@@ -1,0 +1,51 @@
+"""Run folders with the settings that `benchmarks.claim_plan` declares, and losses that are put there."""
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks.claim_plan import SEEDS, declared, plan
+from parity_tests.programs import ROOT
+
+
+def empty(folder: Path) -> Path:
+    measured = folder / "benchmarks" / "results" / "optimizers-h100"
+    measured.mkdir(parents=True)
+    shutil.copy(ROOT / "benchmarks" / "results" / "optimizers-h100" / "optimizers.json", measured)
+    (folder / "results" / "runs").mkdir(parents=True)
+    return folder / "results"
+
+
+def made(results: Path, name: str, end: float, start: str | None = None, lr: float = 0.0018, **config) -> Path:
+    """A run of that name which ends at that validation loss; `start` stands for its initial weights."""
+    run = next(run for run in plan() if run.name == name)
+    recipe, seed = declared(run)
+    if run.best_of:
+        recipe = dataclasses.replace(recipe, optimizer=dataclasses.replace(recipe.optimizer, lr=lr))
+    folder, steps = results / "runs" / name, recipe.schedule.steps
+    folder.mkdir()
+    digest = hashlib.sha256((start or run.weights).encode()).hexdigest()
+    said = {"trainer": run.trainer, "recipe": dataclasses.asdict(recipe), "seed": seed, "init_sha256": digest}
+    said |= {"flags": {"seed": seed, "init_from": f"{start or run.weights}.safetensors"}, "devices": ["made up"]}
+    said |= {"shards": {kind: [{"path": kind, "tokens": 10**8, "sha256": kind}] for kind in ("train", "val")}}
+    (folder / "config.json").write_text(json.dumps(said | config), encoding="utf-8")
+    rows = []
+    for step in range(steps + 1):
+        row = {"step": step, "tokens": step * recipe.step_tokens, "train_time_s": float(step)}
+        if step:
+            rows.append(row | {"train_loss": 60 * row["tokens"] ** -0.15})
+        if step % recipe.data.val_every == 0 or step == steps:
+            rows.append(row | {"val_loss": 11 + (end - 11) * step / steps})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return folder
+
+
+def seeds(results: Path, kind: str, torch_minus_jax: Callable[[int], float], scatter: float = 0.01) -> None:
+    """Eight pairs of runs of about 5 nats."""
+    for seed in SEEDS:
+        end = 5 + scatter * (-1) ** seed
+        made(results, f"20m-{kind}-seed{seed}-jax", end)
+        made(results, f"20m-{kind}-seed{seed}-torch", end + torch_minus_jax(seed))
