@@ -250,5 +250,5 @@ RESUMED_ON_ANOTHER_MESH = 1e-6
 8.4e-8, from 2 devices to 4; 0 from 8 to 1 and from 1 to 8."""
 
 SEVERAL_PROCESSES = 1e-6
-"""Losses of 20 steps of several processes, those after a checkpoint that one goes on from among them, relative, to those
-of one process. float32."""
+"""Losses of 20 steps of several processes, and after a checkpoint that one of them goes on from, relative to those of
+one process. float32."""
