@@ -33,6 +33,10 @@ class Instruction:
     """JAX's names of the same operations, such as jit(step)/mul."""
     has_product: bool
     """Whether it is a matrix product, or has one fused into it."""
+    computation: str = ""
+    """Which it is in. `instructions` keeps the order in which they stand there; a scheduled program runs them so."""
+    line: str = ""
+    """As XLA writes it."""
 
 
 def instructions(text: str) -> dict[str, Instruction]:
@@ -55,6 +59,8 @@ def instructions(text: str) -> dict[str, Instruction]:
                 (stacks.get(int(frame[1]), ()),) if frame else (),
                 (scope[1],) if scope else (),
                 opcode in ("dot", "convolution") or "__triton_gemm" in line,
+                computation,
+                line,
             )
             members.setdefault(computation, []).append(name)
             if called := _CALLS.search(line):

@@ -66,10 +66,15 @@ def main(argv: list[str] | None = None) -> None:
     # A short run's learning rates would have fallen below zero before the measurement ends.
     schedule = was.recipe.schedule.scaled(max(was.recipe.schedule.steps, _FEWEST_SCHEDULED))
     was = dataclasses.replace(was, recipe=dataclasses.replace(was.recipe, schedule=schedule))
-    program = {"jaxgpt": _jax, "torch_ref": _torch}[was.trainer](was, was.devices if flags.mesh is None else flags.mesh)
-    costs = measure(program, period(was), flags.steps)
-    if program.writes:
-        print(json.dumps(costs | {"devices": program.devices, "versions": program.versions}))
+    made = program(was, was.devices if flags.mesh is None else flags.mesh)
+    costs = measure(made, period(was), flags.steps)
+    if made.writes:
+        print(json.dumps(costs | {"devices": made.devices, "versions": made.versions}))
+
+
+def program(was: Recorded, devices: int) -> Program:
+    """The step of the trainer that `was` names, on so many devices."""
+    return {"jaxgpt": _jax, "torch_ref": _torch}[was.trainer](was, devices)
 
 
 def check_steps(steps: int) -> None:

@@ -5,7 +5,8 @@ JAX stacks the layers, keeps queries, keys and values apart, and has kernels (in
 bfloat16 are float32 in the file, which loses nothing. A file may also hold all that training goes on from: see
 `jaxgpt.statefile`.
 
-`python -m jaxgpt.bridge --recipe NAME --out FILE` writes initial weights that both trainers can start from.
+`python -m jaxgpt.bridge --recipe NAME --out FILE` writes initial weights that both trainers can start from; the model's
+fields can be overridden as in the trainers.
 """
 
 import dataclasses
@@ -18,6 +19,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tyro
 from flax import nnx
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
@@ -25,7 +27,7 @@ from safetensors.numpy import save_file
 from jaxgpt.commands import parse
 from jaxgpt.errors import BadInput, exit_codes
 from jaxgpt.files import check_name, check_ordinary
-from jaxgpt.flags import check_seed
+from jaxgpt.flags import check_seed, last_value
 from jaxgpt.model import GPT
 from jaxgpt.recipes import ModelConfig, Recipe, named
 from jaxgpt.statefile import DTYPES, check_moments, checked_header, moment_shapes
@@ -192,13 +194,17 @@ class InitialWeights:
     """The safetensors file to write; it must not exist."""
     recipe: str = "tiny"
     seed: int = 0
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
 
 
 @exit_codes
 def main(argv: list[str] | None = None) -> None:
     """The program; see `InitialWeights`."""
-    flags = parse(InitialWeights, sys.argv[1:] if argv is None else argv, "python -m jaxgpt.bridge")
-    recipe = named(flags.recipe)
+    argv = sys.argv[1:] if argv is None else argv
+    recipe = named(last_value(argv, "--recipe") or InitialWeights.recipe)
+    unset = InitialWeights(out=tyro.MISSING, model=recipe.model)
+    flags = parse(InitialWeights, argv, "python -m jaxgpt.bridge", unset)
+    recipe = dataclasses.replace(recipe, model=flags.model)
     check_seed(flags.seed)
     check_name(flags.out, "--out")
     if flags.out.exists() or flags.out.is_symlink():

@@ -45,6 +45,12 @@ def fingerprint(array: Array) -> UInt32[Array, ""]:
     return (words * odd).sum(dtype=jnp.uint32)
 
 
+def fingerprint_on_host(array: np.ndarray) -> int:
+    """The same of an array of any dtype, whether or not JAX is allowed 64 bits."""
+    words = np.ascontiguousarray(array).reshape(-1).view(np.uint16 if array.dtype.itemsize == 2 else np.uint32)
+    return int((words.astype(np.uint32) * (2 * np.arange(words.size, dtype=np.uint32) + 1)).sum(dtype=np.uint32))
+
+
 @jax.jit
 def _examined(arrays: dict[str, Array]) -> tuple[dict[str, Array], dict[str, Array]]:
     """Each array's fingerprint, and whether it is finite."""
@@ -221,6 +227,42 @@ def _read(path: Path, like: Any, run: dict) -> tuple[Any, Progress]:
         if int(each) != facts["arrays"][name]:
             raise Damaged(f"{name} has other bits than were saved")
     return jax.tree.unflatten(jax.tree.structure(like), [restored[name] for name in arrays]), progress
+
+
+def restore_weights(folder: Path, shapes: dict[str, tuple[int, ...]]) -> tuple[dict[str, np.ndarray], int] | None:
+    """The weights alone of the newest checkpoint that can be used, and its step; None where none was saved.
+
+    Args:
+      folder: a run's `checkpoints/`.
+      shapes: of the weights, by their paths such as "h.attn.c_q.kernel".
+
+    Raises:
+      BadInput: none of those that are there can be used.
+    """
+    _quieten_orbax()
+    with _forgotten_coroutines():
+        return newest(folder.absolute(), lambda path: (_read_weights(path, shapes), int(path.name)))[0]
+
+
+def _read_weights(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """Raises `Damaged` whatever is wrong with the checkpoint."""
+    like = {f"params.{name}": jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
+    as_saved = ocp.RestoreArgs(restore_type=np.ndarray)
+    try:
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as orbax:
+            _, facts = unsealed(orbax.restore(path, args=ocp.args.Composite(facts=ocp.args.JsonRestore())).facts)
+            some = ocp.args.PyTreeRestore(like, restore_args=dict.fromkeys(like, as_saved), partial_restore=True)
+            restored = orbax.restore(path, args=ocp.args.Composite(state=some)).state
+    except Damaged:
+        raise
+    except Exception as error:  # as in `_read`
+        raise Damaged(_reason(f"{type(error).__name__}: {error}")) from None
+    for name, each in like.items():
+        if restored[name].shape != each.shape:
+            raise Damaged(f"{name} is {restored[name].shape} there and {each.shape} in the run's recipe")
+        if fingerprint_on_host(restored[name]) != facts["arrays"].get(name):
+            raise Damaged(f"{name} has other bits than were saved")
+    return {name.removeprefix("params."): restored[name] for name in like}
 
 
 def _score(path: Path) -> float | None:

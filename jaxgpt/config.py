@@ -361,7 +361,7 @@ class Precision:
     residual stream. `matmul` "highest" forbids TF32 and its like. `attention` "exact" is written out and works in every
     dtype, "fast" is the accelerator's own kernel. `rounding` "pinned" keeps each rounding to bfloat16
     where PyTorch has it (of Newton-Schulz by `reduce_precision`, of the rest by `mesh.compiler_options`); "free" lets
-    XLA drop some.
+    XLA drop some. `kernels` "fused" takes those of `jaxgpt.kernels` where they can run.
     """
 
     compute: DType
@@ -373,6 +373,7 @@ class Precision:
     matmul: Literal["default", "highest"]
     attention: Literal["exact", "fast"]
     rounding: Literal["free", "pinned"] = "free"
+    kernels: Literal["plain", "fused"] = "plain"
 
 
 def precision(
@@ -380,11 +381,12 @@ def precision(
     dtype: DType | None,
     attention: Literal["exact", "fast"],
     rounding: Literal["free", "pinned"] = "free",
+    kernels: Literal["plain", "fused"] = "plain",
 ) -> Precision:
     """The recipe's own precision, or `dtype` for the model, Newton-Schulz and its norm alike.
 
     Weights are at least float32, but for an embedding that the recipe itself keeps in bfloat16. Fast attention kernels
-    exist for bfloat16 alone: any other compute dtype gets "exact".
+    exist for bfloat16 alone: any other compute dtype gets "exact", and "plain" kernels.
     """
     compute = dtype or recipe.model.compute_dtype
     return Precision(
@@ -397,4 +399,5 @@ def precision(
         matmul="default" if compute == "bfloat16" else "highest",
         attention=attention if compute == "bfloat16" else "exact",
         rounding=rounding,
+        kernels=kernels if compute == "bfloat16" else "plain",
     )

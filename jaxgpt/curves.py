@@ -118,7 +118,7 @@ def load_run(path: str | Path) -> Run:
     """
     if not os.path.isdir(path):
         raise BadInput(f"{path}: no such run folder; give one that holds config.json and metrics.jsonl")
-    config = _read_config(Path(path) / "config.json")
+    config = read_config(Path(path) / "config.json")
     points = _read_metrics(Path(path) / "metrics.jsonl")
     train, val = (_as_series(points[kind], kind) for kind in ("train_loss", "val_loss"))
     timed = ~np.isnan(train.time_s)
@@ -240,8 +240,8 @@ def compare(curves: Sequence[Run], targets: Sequence[float] = ()) -> Comparison:
     )
 
 
-def _read_config(file: Path) -> dict:
-    """The JSON object in `file`."""
+def read_config(file: Path) -> dict:
+    """The JSON object in a run's config.json. Raises `BadInput` where there is none."""
     try:
         if not file.is_file():
             raise BadInput(f"{file}: no such file; give the folder of a run, which holds one")

@@ -1,5 +1,6 @@
 """What a path has to be before it is opened. Imports neither JAX nor PyTorch."""
 
+import hashlib
 import os
 import stat
 from pathlib import Path
@@ -33,3 +34,9 @@ def check_name(path: str | Path, flag: str) -> None:
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or "no file can have that name"
         raise BadInput(f"{flag} {path} can't be made: {why}; give another name") from None
+
+
+def sha256(path: str | Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

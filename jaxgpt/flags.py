@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from jaxgpt.commands import parse
+from jaxgpt.dashboards import check_dashboards
 from jaxgpt.embedded import sample
 from jaxgpt.errors import BadInput
 from jaxgpt.files import check_name
@@ -47,6 +48,8 @@ class Flags:
     """Dtype of the model, Newton-Schulz and its norm. Absent: the recipe decides."""
     rounding: Literal["free", "pinned"] = "free"
     """pinned, the parity mode: JAX leaves out no rounding to bfloat16 that PyTorch makes. free: XLA may."""
+    kernels: Literal["auto", "plain", "fused"] = "auto"
+    """JAX's: fused takes kernels of our own where they can run; auto does so on GPUs, plain leaves all to XLA."""
     val_every: int | None = None
     """Updates between validations."""
     val_tokens: int | None = None
@@ -58,8 +61,14 @@ class Flags:
     the run and a signal save one too."""
     keep: int = 3
     """How many of the last checkpoints stay, beside the one of the lowest validation loss."""
+    tensorboard: bool = False
+    """Write the metrics as an event file in RUN/tensorboard too. Needs the package: pip install tensorboard."""
+    wandb: str | None = None
+    """Send the metrics to this project of Weights & Biases too. Needs the package: pip install wandb."""
     profile: int | None = None
     """Trace so many steps, from the fourth on, into RUN/trace: for Perfetto (ui.perfetto.dev) or XProf."""
+    dry_run: bool = False
+    """Say what the run would compute, need and take, and end: nothing is trained or written."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """When a loss or gradient is NaN or infinite: stop with exit 3, or skip the update and count."""
     coordinator: str | None = None
@@ -94,7 +103,7 @@ def recipe_and_flags(argv: list[str], prog: str, default_recipe: str) -> tuple[R
       BadInput: an unknown recipe, flag or field (with the nearest name), or a value that isn't of its type.
     """
     before, was = _run_before(argv, prog)
-    base = named(_value(argv, "--recipe") or (before.name if before else default_recipe))
+    base = named(last_value(argv, "--recipe") or (before.name if before else default_recipe))
     whole = before if before and before.name == base.name else base
     fields: dict[str, Any] = {"model": whole.model, "optimizer": whole.optimizer}
     fields |= {"schedule": whole.schedule, "data_fields": whole.data}
@@ -134,11 +143,12 @@ _MOST_DEVICES = 1024
 
 
 def _check_where(flags: Flags) -> None:
-    """`BadInput` for devices that no machine has, and for a folder that can't be."""
+    """`BadInput` for devices that no machine has, a folder that can't be, and dashboards that aren't installed."""
     if flags.mesh is not None and flags.mesh > _MOST_DEVICES:
         raise BadInput(f"--mesh {flags.mesh}: give at most {_MOST_DEVICES}")
     if flags.run is not None:
         check_name(flags.run, "--run")
+    check_dashboards(flags.tensorboard, flags.wandb)
 
 
 def _check_processes(flags: Flags) -> None:
@@ -172,8 +182,8 @@ def overrides(base: Recipe, recipe: Recipe) -> dict[str, object]:
     return changed
 
 
-def _value(argv: list[str], flag: str) -> str | None:
-    """The last value of `--recipe` or `--run`, needed before the rest is read: they give other flags their defaults."""
+def last_value(argv: list[str], flag: str) -> str | None:
+    """The last value of a flag such as `--recipe`, read first where it gives other flags their defaults."""
     value = None
     for i, word in enumerate(argv):
         if word.startswith(f"{flag}="):
@@ -185,7 +195,7 @@ def _value(argv: list[str], flag: str) -> str | None:
 
 def _run_before(argv: list[str], prog: str) -> tuple[Recipe | None, Flags]:
     """The recipe, with overrides, and the flags of the run that `--resume` goes on with; else None and the defaults."""
-    folder = _value(argv, "--run")
+    folder = last_value(argv, "--run")
     config = recorded_config(Path(folder)) if "--resume" in argv and folder is not None else None
     if folder is None or config is None:
         return None, Flags()

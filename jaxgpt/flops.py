@@ -28,19 +28,21 @@ def token_flops(model: ModelConfig, causal: bool = True) -> int:
 
 
 def newton_schulz_flops(model: ModelConfig, optimizer: OptimizerConfig) -> int:
-    """Operations of Muon's products in one update, all matrices of a model together; 0 for another optimiser.
+    """Operations of Muon's products in one update, all matrices of a model together; 0 for another optimiser."""
+    if optimizer.kind != "muon" or optimizer.orthogonalise != "newton_schulz":
+        return 0
+    return sum(count * newton_schulz_matrix_flops(shape, optimizer) for shape, count in matrices(model).items())
+
+
+def newton_schulz_matrix_flops(shape: tuple[int, ...], optimizer: OptimizerConfig) -> int:
+    """Operations of the iteration's products on one matrix of that shape.
 
     For a matrix of r rows and c columns, r <= c, and each iteration: X X^T, A X and A B are 2 r^2 c each; or, where the
     polynomial comes first, X X^T and B X are and A A is 2 r^3.
     """
-    if optimizer.kind != "muon" or optimizer.orthogonalise != "newton_schulz":
-        return 0
-    total = 0
-    for (rows, columns), count in matrices(model).items():
-        r, c = min(rows, columns), max(rows, columns)
-        iteration = 6 * r * r * c if optimizer.newton_schulz_form == "product_first" else 4 * r * r * c + 2 * r**3
-        total += count * optimizer.newton_schulz_steps * iteration
-    return total
+    r, c = min(shape), max(shape)
+    iteration = 6 * r * r * c if optimizer.newton_schulz_form == "product_first" else 4 * r * r * c + 2 * r**3
+    return optimizer.newton_schulz_steps * iteration
 
 
 def matrices(model: ModelConfig) -> Counter[tuple[int, ...]]:

@@ -74,6 +74,9 @@ def processes(flags: Flags) -> Iterator[Mesh]:
         yield make_mesh(flags.mesh)
 
 
+_GPU = ("gpu", "cuda")  # a device that is there, and one of a topology that is only described
+
+
 def make_mesh(devices: int | None) -> Mesh:
     """A mesh of `devices` along one axis, `data`: accelerators, or virtual CPU devices where there is none.
 
@@ -179,7 +182,14 @@ def compiler_options(mesh: Mesh, rounding: Literal["free", "pinned"] = "free") -
     its validation (one H100, JAX 0.11.2, each option tried once).
     """
     options: dict[str, str | bool] = {"xla_allow_excess_precision": False} if rounding == "pinned" else {}
-    return options | ({"xla_gpu_enable_triton_gemm": False} if mesh.devices.flat[0].platform == "gpu" else {})
+    return options | ({"xla_gpu_enable_triton_gemm": False} if mesh.devices.flat[0].platform in _GPU else {})
+
+
+def kernels(mesh: Mesh, asked: Literal["auto", "plain", "fused"]) -> Literal["plain", "fused"]:
+    """Whether to take the kernels of `jaxgpt.kernels`, which "auto" does on GPUs."""
+    if asked != "auto":
+        return asked
+    return "fused" if mesh.devices.flat[0].platform == "gpu" else "plain"
 
 
 def cached_compilation() -> dict[str, int]:

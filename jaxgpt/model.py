@@ -15,13 +15,16 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from jaxgpt.attention import attend
+from jaxgpt.attention import Implementation, attend
 from jaxgpt.init import initializer
+from jaxgpt.kernels.mlp import relu_squared_mlp
+from jaxgpt.kernels.norm import ROWS, add_norm
 from jaxgpt.loss import cap, logits
 from jaxgpt.recipes import DType, ModelConfig
 
-Make = Callable[..., nnx.Module]
-"""linear(fan_in, fan_out, name) and norm(name): layers with the initial weights of that name."""
+Kernels = Literal["plain", "fused"]
+Make = Callable[[int, int, str], "Linear"]
+"""linear(fan_in, fan_out, name): a layer with the initial weights of that name."""
 
 
 def rms_norm(x: Float[Array, "*batch D"], eps: float) -> Float[Array, "*batch D"]:
@@ -36,8 +39,8 @@ class Norm(nnx.Module):
     Statistics, gain and bias are taken in at least float32, the gain rounded to x's dtype first; so is the result.
     """
 
-    def __init__(self, config: ModelConfig, parameter: Callable[[str], nnx.Param]):
-        self.config = config
+    def __init__(self, config: ModelConfig, parameter: Callable[[str], nnx.Param], kernels: Kernels = "plain"):
+        self.config, self.kernels = config, kernels
         if config.norm != "rms":
             self.weight = parameter("weight")
         if config.norm == "layer":
@@ -53,6 +56,21 @@ class Norm(nnx.Module):
         wide = wide * lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.config.norm_eps)
         wide = wide * self.weight[...].astype(x.dtype)
         return (wide + self.bias[...] if self.config.norm == "layer" else wide).astype(x.dtype)
+
+    def after(
+        self, x_BTD: jax.Array, y_BTD: jax.Array | None, copies: int, scale: float | None = None
+    ) -> tuple[jax.Array, ...]:
+        """x + scale y, or x without y, and its norm, `copies` times; see `jaxgpt.kernels.norm.add_norm`."""
+        if y_BTD is None:
+            return x_BTD, *[self(x_BTD)] * copies
+        rows = x_BTD.reshape(-1, x_BTD.shape[-1]), y_BTD.reshape(-1, y_BTD.shape[-1])
+        if self.kernels == "fused" and self.config.norm == "rms" and len(rows[0]) % ROWS == 0:
+            return tuple(a.reshape(x_BTD.shape) for a in add_norm(*rows, self.config.norm_eps, copies, scale))
+        if scale is not None:
+            # A bfloat16 times a Python number is rounded once, as torch does; JAX alone would round the number first.
+            y_BTD = (y_BTD.astype(x_BTD.dtype) * scale).astype(y_BTD.dtype)
+        x_BTD = x_BTD + y_BTD
+        return x_BTD, *[self(x_BTD)] * copies
 
 
 def rotary_tables(config: ModelConfig, length: int, dtype: DType) -> tuple[jax.Array, jax.Array]:
@@ -106,12 +124,17 @@ class Attention(nnx.Module):
         self.c_proj = linear(config.width, config.width, "attn.c_proj.weight")
 
     def __call__(
-        self, x_BTD: jax.Array, tables: tuple[jax.Array, jax.Array], implementation: Literal["exact", "fast"]
+        self,
+        x_BTD: jax.Array | tuple[jax.Array, ...],
+        tables: tuple[jax.Array, jax.Array],
+        implementation: Implementation,
     ) -> jax.Array:
-        """(B, T, D) -> (B, T, D)."""
+        """(B, T, D) -> (B, T, D). The input may be three copies, for queries, keys and values."""
         config = self.config
-        heads = (*x_BTD.shape[:2], config.heads, config.head_width)
-        q, k, v = (c(x_BTD).reshape(heads) for c in (self.c_q, self.c_k, self.c_v))
+        copies = x_BTD if isinstance(x_BTD, tuple) else (x_BTD,) * 3
+        heads = (*copies[0].shape[:2], config.heads, config.head_width)
+        linears = self.c_q, self.c_k, self.c_v
+        q, k, v = (c(x).reshape(heads) for c, x in zip(linears, copies, strict=True))
         dtype = v.dtype
         if config.qk_norm == "before_rotary":
             q, k = rms_norm(q, config.qk_norm_eps), rms_norm(k, config.qk_norm_eps)
@@ -120,19 +143,23 @@ class Attention(nnx.Module):
         if config.qk_norm == "after_rotary":
             q, k = rms_norm(q, config.qk_norm_eps), rms_norm(k, config.qk_norm_eps)
         y_BTHK = attend(q.astype(dtype), k.astype(dtype), v, implementation, config.attention_scale)
-        return self.c_proj(y_BTHK.reshape(x_BTD.shape))
+        return self.c_proj(y_BTHK.reshape(*heads[:2], -1))
 
 
 class MLP(nnx.Module):
     """Two products with the activation between them."""
 
-    def __init__(self, config: ModelConfig, linear: Make):
-        self.config = config
+    def __init__(self, config: ModelConfig, linear: Make, kernels: Kernels = "plain"):
+        self.config, self.kernels = config, kernels
         self.c_fc = linear(config.width, config.mlp_width, "mlp.c_fc.weight")
         self.c_proj = linear(config.mlp_width, config.width, "mlp.c_proj.weight")
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         """(B, T, D) -> (B, T, D)."""
+        if self.kernels == "fused" and self.config.activation == "relu_squared" and not self.config.biases:
+            weights = (c.kernel[...].astype(c.dtype) for c in (self.c_fc, self.c_proj))
+            x_ND = x_BTD.reshape(-1, x_BTD.shape[-1]).astype(self.c_fc.dtype)
+            return relu_squared_mlp(x_ND, *weights).reshape(x_BTD.shape)
         return self.c_proj(ACTIVATIONS[self.config.activation](self.c_fc(x_BTD)))
 
 
@@ -161,23 +188,33 @@ ACTIVATIONS = {"gelu": gelu, "gelu_tanh": gelu_tanh, "relu_squared": relu_square
 class Block(nnx.Module):
     """Pre-norm residual block. The residual stream keeps the embedding's dtype; what is added has the compute dtype."""
 
-    def __init__(self, config: ModelConfig, linear: Make, norm: Make):
+    def __init__(self, config: ModelConfig, linear: Make, norm: Callable[[str], Norm], kernels: Kernels = "plain"):
         self.config = config
         self.ln_1 = norm("ln_1")
         self.attn = Attention(config, linear)
         self.ln_2 = norm("ln_2")
-        self.mlp = MLP(config, linear)
+        self.mlp = MLP(config, linear, kernels)
 
     def __call__(
-        self, x_BTD: jax.Array, tables: tuple[jax.Array, jax.Array], implementation: Literal["exact", "fast"]
+        self, x_BTD: jax.Array, tables: tuple[jax.Array, jax.Array], implementation: Implementation
     ) -> jax.Array:
         """(B, T, D) -> (B, T, D)."""
-        y_BTD = self.attn(self.ln_1(x_BTD), tables, implementation)
-        if self.config.attention_output_scale == "inverse_sqrt_2L":
-            # A bfloat16 times a Python number is rounded once, as torch does; JAX alone would round the number first.
-            y_BTD = (y_BTD.astype(x_BTD.dtype) * (2 * self.config.layers) ** -0.5).astype(y_BTD.dtype)
-        x_BTD = x_BTD + y_BTD
-        return x_BTD + self.mlp(self.ln_2(x_BTD))
+        x_BTD, y_BTD = self.open(x_BTD, None, tables, implementation)
+        return x_BTD + y_BTD
+
+    def open(
+        self,
+        x_BTD: jax.Array,
+        y_BTD: jax.Array | None,
+        tables: tuple[jax.Array, jax.Array],
+        implementation: Implementation,
+    ) -> tuple[jax.Array, jax.Array]:
+        """The stream in two parts, to be added: each addition is left to the norm that comes next."""
+        x_BTD, *copies = self.ln_1.after(x_BTD, y_BTD, copies=3)
+        y_BTD = self.attn(tuple(copies), tables, implementation)
+        scale = (2 * self.config.layers) ** -0.5 if self.config.attention_output_scale == "inverse_sqrt_2L" else None
+        x_BTD, normed_BTD = self.ln_2.after(x_BTD, y_BTD, copies=1, scale=scale)
+        return x_BTD, self.mlp(normed_BTD)
 
 
 class Head(nnx.Module):
@@ -199,6 +236,7 @@ class GPT(nnx.Module):
       parameters: dtype of weights.
       embedding: dtype of the embedding and of the residual stream; that of `parameters` where absent.
       attention: see `jaxgpt.attention.attend`.
+      kernels: "fused" takes those of `jaxgpt.kernels` where they can run.
     """
 
     def __init__(
@@ -210,16 +248,17 @@ class GPT(nnx.Module):
         parameters: DType = "float32",
         embedding: DType | None = None,
         attention: Literal["exact", "fast"] = "exact",
+        kernels: Kernels = "plain",
     ):
         self.config = config
         self.compute = compute or config.compute_dtype
-        self.attention = attention
+        self.attention, self.kernels = attention, kernels
 
         def parameter(name: str, shape: tuple[int, ...], rngs: nnx.Rngs = rngs) -> nnx.Param:
             return nnx.Param(initializer(config, name)(rngs.params(), shape, jnp.dtype(parameters)))
 
         def norm(name: str, rngs: nnx.Rngs = rngs) -> Norm:
-            return Norm(config, lambda part: parameter(f"{name}.{part}", (config.width,), rngs))
+            return Norm(config, lambda part: parameter(f"{name}.{part}", (config.width,), rngs), kernels)
 
         def block(key: jax.Array) -> Block:
             rngs = nnx.Rngs(key)
@@ -235,7 +274,7 @@ class GPT(nnx.Module):
                     rngs=rngs,
                 )
 
-            return Block(config, linear, lambda name: norm(name, rngs))
+            return Block(config, linear, lambda name: norm(name, rngs), kernels)
 
         wte_VD = parameter("wte.weight", (config.vocab, config.width))[...]
         self.wte = nnx.Param(wte_VD.astype(embedding or parameters))
@@ -272,13 +311,15 @@ class GPT(nnx.Module):
     def residuals(self, tokens_BT: Int[Array, "B T"]) -> list[Float[Array, "B T D"]]:
         """The residual stream after the embedding and after each block, then the final norm's output: L + 2 arrays."""
         tables = rotary_tables(self.config, tokens_BT.shape[1], self.compute)
-        stream = [self.embed(tokens_BT)]
+        x_BTD, y_BTD = self.embed(tokens_BT), None
+        stream = [x_BTD]
         layer, stacked = nnx.split(self.h)
         # Kernels are cast here, once for all layers; gains are as wide as the stream they scale.
         cast = jax.tree.map(lambda w: w.astype(self.compute) if w.ndim == 3 else w, stacked)
         for weights in unstack(cast):
-            stream.append(nnx.merge(layer, weights)(stream[-1], tables, self.attention))
-        return [*stream, self.ln_f(stream[-1])]
+            x_BTD, y_BTD = nnx.merge(layer, weights).open(x_BTD, y_BTD, tables, self.attention)
+            stream.append(x_BTD + y_BTD)
+        return [*stream, self.ln_f.after(x_BTD, y_BTD, copies=1)[1]]
 
     def __call__(self, tokens_BT: Int[Array, "B T"]) -> Float[Array, "B T V"]:
         """Logits of all V rows in at least float32. Training takes `hidden` and `jaxgpt.loss`, which never hold all."""

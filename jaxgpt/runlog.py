@@ -22,8 +22,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 from safetensors import SafetensorError
 
-from jaxgpt import compare
+from jaxgpt import compare, dashboards
 from jaxgpt.errors import BadInput, NotWritten
+from jaxgpt.files import sha256
 from jaxgpt.flags import Flags
 from jaxgpt.flops import peak_flops, token_flops
 from jaxgpt.recipes import Precision, Recipe
@@ -105,6 +106,7 @@ def describe(
         "overrides": overrides,
         "seed": flags.seed,
         "flags": dataclasses.asdict(flags),
+        "init_sha256": sha256(flags.init_from) if flags.init_from and os.path.isfile(flags.init_from) else None,
         "precision": dataclasses.asdict(precision),
         "micro_batch": micro_batch,
         "token_flops": token_flops(recipe.model),
@@ -140,6 +142,8 @@ class RunLog:
         self.val_loss = math.nan
         self.validated, self.skipped = -1, 0
         self._since: float | None = None
+        self._flags: dict = config.get("flags", {})
+        self._dashboards: list[dashboards.Dashboard] = []
         if not writes:
             return
         if not resume:
@@ -177,6 +181,7 @@ class RunLog:
         print(f"{self.config['recipe']['name']} on {len(devices)} x {devices[0]}, in {self.folder}: {what}", flush=True)
 
     def _open(self) -> None:
+        self._dashboards = dashboards.opened(self.folder, self.config, self._flags)
         self._metrics = open(self.folder / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115, closed by finish
 
     def go_on(self, was: Progress, config: dict | None) -> None:
@@ -277,6 +282,9 @@ class RunLog:
             self._bar.stop()
             with contextlib.suppress(OSError):  # what a full disk didn't take was reported when it was written
                 self._metrics.close()
+            for each in self._dashboards:
+                with contextlib.suppress(Exception):  # metrics.jsonl is the record
+                    each.close()
 
     def _line(self, **values) -> None:
         if not self.writes:
@@ -293,6 +301,7 @@ class RunLog:
                 f"{self.folder / 'metrics.jsonl'} can't be written at step {step}: {error.strerror}; make room, then "
                 f"go on from the last checkpoint with --run {self.folder} --resume"
             ) from None
+        self._dashboards = dashboards.shown(self._dashboards, line)
 
 
 def _replace(file: Path, content: bytes) -> None:

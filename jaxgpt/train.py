@@ -22,7 +22,8 @@ from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from jaxgpt import bridge, mesh, tokens
+from jaxgpt import bridge, dry_run, mesh, tokens
+from jaxgpt.ahead import compile_step, memory
 from jaxgpt.checkpoint import Checkpoints, check_folder
 from jaxgpt.errors import BadInput, NotFinite, NotWritten, exit_codes, not_finite, stopped
 from jaxgpt.finite import if_finite, named_norms, norms
@@ -93,7 +94,7 @@ def make_step(recipe: Recipe, precision: Precision, devices: Mesh, micro_batch: 
         x_ND, config = gpt.hidden(inputs_BT).reshape(-1, recipe.model.width), recipe.model
         weight_VD, bias_V = gpt.head()
         token_ids = config.token_ids if config.pad_rows == "masked" else None
-        targets_N, form = targets_BT.reshape(-1), (config.logit_cap, token_ids, config.loss_reduction)
+        targets_N, form = targets_BT.reshape(-1), (config.logit_cap, token_ids, config.loss_reduction, gpt.kernels)
         return cross_entropy(x_ND, weight_VD, targets_N, gpt.compute, bias_V, *form)
 
     def device_gradients(params, inputs: jax.Array, targets: jax.Array):
@@ -184,6 +185,7 @@ def _graph(recipe: Recipe, precision: Precision, compute) -> nnx.GraphDef:
     """The model without weights."""
     settings = {"parameters": precision.parameters, "embedding": precision.embedding, "compute": compute}
     settings["attention"] = precision.attention if compute == "bfloat16" else "exact"
+    settings["kernels"] = precision.kernels if compute == precision.compute else "plain"
     return nnx.split(nnx.eval_shape(lambda: GPT(recipe.model, rngs=nnx.Rngs(0), **settings)))[0]
 
 
@@ -201,6 +203,16 @@ def validate(
         for i in range(0, len(inputs), rows)
     ]
     return float(np.mean(losses))
+
+
+def foresee(recipe: Recipe, flags: Flags, exactly: Precision, devices: Mesh) -> None:
+    """Print what the run would be; the step is compiled, for its memory, and nothing is written."""
+    check_folder(run_folder(flags, recipe, mesh.same_time()))
+    check_profile(flags.profile, min(recipe.schedule.steps, flags.stop_at or recipe.schedule.steps))
+    micro_batch = mesh.micro_batch(recipe.data.sequences, devices.size, recipe.data.micro_batch, flags.micro_batch)
+    step = compile_step(make_step(recipe, exactly, devices, micro_batch), recipe, exactly, devices)
+    kinds = [d.device_kind for d in devices.devices.flat]
+    print(dry_run.report(recipe, flags, exactly, micro_batch, kinds, memory(step)._asdict()), flush=True)
 
 
 @exit_codes
@@ -221,11 +233,17 @@ def run(argv: list[str], flags: Flags, devices: Mesh, interrupt: Interrupt) -> N
     if nobody_said and is_first:
         print(embedded_notice(recipe, flags), flush=True)
     exactly = precision(
-        recipe, flags.dtype, attention="exact" if platform == "cpu" else "fast", rounding=flags.rounding
+        recipe,
+        flags.dtype,
+        attention="exact" if platform == "cpu" else "fast",
+        rounding=flags.rounding,
+        kernels=mesh.kernels(devices, flags.kernels),
     )
     jax.config.update("jax_enable_x64", "float64" in dataclasses.astuple(exactly))
     data, config = recipe.data, recipe.model
 
+    if flags.dry_run:
+        return foresee(recipe, flags, exactly, devices)
     train_pattern, val_pattern = shard_patterns(recipe, flags)
     train_shards = inspect_shards(train_pattern, "--data", config.token_ids)
     val_shards = inspect_shards(val_pattern, "--val-data", config.token_ids)

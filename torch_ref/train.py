@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import get_total_norm
 
+from jaxgpt import dry_run
 from jaxgpt.errors import BadInput, NotFinite, NotWritten, exit_codes, not_finite, stopped
 from jaxgpt.flags import Flags, default_recipe, embedded_notice, recipe_and_flags, shard_patterns
 from jaxgpt.interrupt import Interrupt, interruptible
@@ -215,6 +216,22 @@ def compile_ahead(
     program.evaluate(state, *validation).item()  # waits for the device
 
 
+def foresee(recipe: Recipe, flags: Flags, exactly: Precision, devices: Mesh) -> None:
+    """Print what the run would be; nothing is written."""
+    run_folder(flags, recipe, time.time())
+    check_profile(flags.profile, min(recipe.schedule.steps, flags.stop_at or recipe.schedule.steps))
+    micro_batch = mesh.micro_batch(recipe.data.sequences, devices.size, recipe.data.micro_batch, flags.micro_batch)
+    if devices.rank == 0:
+        kinds = device_names(devices)
+        print(dry_run.report(recipe, flags, exactly, micro_batch, kinds), flush=True)
+
+
+def device_names(devices: Mesh) -> list[str]:
+    """Of all processes' devices, which are alike."""
+    on_cpu = devices.device.type == "cpu"
+    return [platform.machine() if on_cpu else torch.cuda.get_device_name(devices.device)] * devices.size
+
+
 @exit_codes
 def main(argv: list[str] | None = None) -> None:
     """The program; see `jaxgpt.flags.Flags`."""
@@ -234,6 +251,8 @@ def run(argv: list[str], flags: Flags, devices: Mesh, interrupt: Interrupt) -> N
     exactly = precision(recipe, flags.dtype, attention="exact" if on_cpu else "fast", rounding=flags.rounding)
     data, config = recipe.data, recipe.model
 
+    if flags.dry_run:
+        return foresee(recipe, flags, exactly, devices)
     train_pattern, val_pattern = shard_patterns(recipe, flags)
     train_shards = inspect_shards(train_pattern, "--data", config.token_ids)
     val_shards = inspect_shards(val_pattern, "--val-data", config.token_ids)
@@ -260,7 +279,7 @@ def run(argv: list[str], flags: Flags, devices: Mesh, interrupt: Interrupt) -> N
         flags,
         exactly,
         micro_batch,
-        [platform.machine() if on_cpu else torch.cuda.get_device_name(devices.device)] * devices.size,
+        device_names(devices),
         {"train": train_shards, "val": val_shards},
         ("torch", "numpy"),
     )

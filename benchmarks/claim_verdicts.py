@@ -1,0 +1,246 @@
+"""How each claim is judged: what is computed from its evidence, and the verdict. Nowhere more is said than was seen.
+
+A figure without an interval is of what can't vary (bytes, a published log) or was measured once; the claim then speaks
+of that measurement alone. Losses are in nats a token, on the text that the runs were trained on.
+"""
+
+import contextlib
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from scipy.special import stdtrit
+
+from benchmarks.claim_evidence import Evidence, NotThere
+from benchmarks.claim_extrapolation import power_law
+from benchmarks.claim_plan import ADAMW_STEPS, LLMC, LRS, MUON_STEPS, SEEDS, TRAINERS, plan
+from benchmarks.claim_runs import best
+from benchmarks.scaling import rows
+from jaxgpt.curves import RECORD_LOSS, Run, difference, tokens_to
+from jaxgpt.equivalence import MARGIN, MOST_PAIRS, POWER, judge, pairs_needed
+
+Verdict = Literal["verified", "refuted", "underpowered", "not testable"]
+
+OVERHEAD = 0.09
+"""modded-nanogpt's README on Muon: under 9% of a step's time."""
+RECORD_TOKENS = 6000 * 524_288
+"""3.15B, of muon-2024-10-12."""
+_OPTIMIZERS = ("benchmarks", "results", "optimizers-h100", "optimizers.json")
+_SCALING = ("results", "scaling.json")
+_NODE = 8
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What came of a claim."""
+
+    verdict: Verdict
+    seen: str
+    """What the figure is of, and what else belongs to it."""
+    figure: float | None = None
+    interval: tuple[float, float] | None = None
+    extrapolation: dict | None = None
+    """Figures that nothing measured, and how they were made."""
+
+
+def same_end(evidence: Evidence, kind: str) -> Finding:
+    """Whether the frameworks' final losses are equivalent over paired seeds (`jaxgpt.equivalence`)."""
+    names = [f"20m-{kind}-seed{seed}-{framework}" for framework in TRAINERS for seed in SEEDS]
+    runs = evidence.runs(*names)
+    pairs = list(zip(runs[: len(SEEDS)], runs[len(SEEDS) :], strict=True))
+    for pair in pairs:
+        _same_start(*pair)
+    loss = judge(runs, MARGIN).loss
+    needed = pairs_needed(loss.sd, MARGIN) or f"more than {MOST_PAIRS}"
+    verdicts: dict[str, Verdict] = {"equivalent": "verified", "different": "refuted", "underpowered": "underpowered"}
+    seen = (
+        f"torch minus JAX, final validation loss, {loss.pairs} pairs of equal initial weights: mean {loss.mean:+.5f}, "
+        f"standard deviation {loss.sd:.5f}; 90% interval of the mean {_span(loss.interval_90, '+.5f')} against a "
+        f"margin of {MARGIN}, fixed beforehand (two one-sided tests, p {loss.p:.2g}). Pairs for {POWER:.0%} power at "
+        f"this scatter: {needed}"
+    )
+    return Finding(verdicts[loss.verdict], seen, loss.mean, loss.interval_90)
+
+
+def same_curve(evidence: Evidence, kind: str, steps: int) -> Finding:
+    """Whether one pair of runs stays within the margin at every validation."""
+    jax, torch = evidence.runs(*(f"124m-{kind}-{steps}-{framework}" for framework in TRAINERS))
+    _same_start(jax, torch)
+    val, train = difference(jax.val, torch.val), difference(jax.train, torch.train)
+    figure = float(np.abs(val.loss).max())
+    at = int(np.abs(train.loss).argmax()) if len(train) else None
+    of_training = "" if at is None else f", of a training loss {abs(train.loss[at]):.4f} (step {train.step[at]})"
+    seen = (
+        f"largest difference of {len(val)} validation losses {figure:.4f}{of_training}; at the end torch minus JAX "
+        f"{val.loss[-1]:+.4f}. One pair: it says nothing about other seeds"
+    )
+    return Finding("verified" if figure <= MARGIN else "refuted", seen, figure)
+
+
+def fewer_steps(evidence: Evidence, framework: str) -> Finding:
+    """Whether Muon's final loss after N/1.5 steps is at most AdamW's after N."""
+    tuned_by = [run.name for run in plan() if run.name.startswith("124m-adamw-lr")]
+    evidence.runs(*tuned_by)
+    muon, adamw = evidence.runs(f"124m-muon-{MUON_STEPS}-{framework}", f"124m-adamw-{ADAMW_STEPS}-{framework}")
+    _same_start(muon, adamw)
+    lr, lowest = adamw.config["recipe"]["optimizer"]["lr"], best(evidence.results / "runs", tuned_by)
+    if lr != lowest:
+        raise NotThere(f"{adamw.name} had the learning rate {lr}, and {lowest} was the best of those tried")
+    tried = sorted(LRS.values())
+    edge = ""
+    if lr in (tried[0], tried[-1]):
+        edge = f", which is the {'lowest' if lr == tried[0] else 'highest'} tried: one beyond might do better"
+    seen = (
+        f"final validation losses: Muon {muon.val.loss[-1]:.4f} after {muon.steps} steps ({_passes(muon)} passes over "
+        f"the text), AdamW {adamw.val.loss[-1]:.4f} after {adamw.steps} ({_passes(adamw)} passes) at the learning rate "
+        f"{lr:g}{edge}"
+    )
+    return _one_against_one(evidence, framework, muon, adamw, seen)
+
+
+def ahead_of_llmc(evidence: Evidence) -> Finding:
+    """Whether Muon's final loss is below that of llm.c's recipe at equal tokens."""
+    muon, llmc = evidence.runs(f"124m-muon-{MUON_STEPS}-jax", LLMC)
+    seen = (
+        f"final validation losses after {muon.tokens:,} tokens of the same text: Muon {muon.val.loss[-1]:.4f}, llm.c's "
+        f"recipe {llmc.val.loss[-1]:.4f}, its learning rate not tuned for so short a run"
+    )
+    return _one_against_one(evidence, "jax", muon, llmc, seen)
+
+
+def state_ratio(evidence: Evidence, part: Literal["hidden", "all"]) -> Finding:
+    """Muon's optimiser state by AdamW's, in bytes."""
+    muon, adamw = (_state_bytes(f"opt-{kind}-2024-10-29")[part] for kind in ("muon", "adam"))
+    # two step counters of 4 bytes apart
+    verdict: Verdict = "verified" if muon <= adamw / 2 + 8 else "refuted"
+    of = "the hidden matrices" if part == "hidden" else "all weights"
+    seen = f"JAX's state of {of}: Muon {muon:,} bytes, AdamW {adamw:,} bytes, from the shapes of the state"
+    with contextlib.suppress(NotThere):
+        found = {e["kind"]: e["bytes"][part] for e in evidence.measured(*_OPTIMIZERS) if e["trainer"] == "torch_ref"}
+        seen += f"; PyTorch's, allocated on an H100: {found['muon']:,} and {found['adamw']:,}"
+    return Finding(verdict, seen, muon / adamw)
+
+
+def overhead(evidence: Evidence, trainer: str) -> Finding:
+    """How much longer a step is with Muon than with AdamW on the same card."""
+    found = evidence.measured(*_OPTIMIZERS)
+    steps = {each["kind"]: each for each in found if each["trainer"] == trainer}
+    if not {"muon", "adamw"} <= steps.keys():
+        raise NotThere(f"{'/'.join(_OPTIMIZERS)} lacks a step of {trainer} with Muon, or with AdamW")
+    muon, adamw = steps["muon"], steps["adamw"]
+    if muon["devices"] != adamw["devices"] or len(muon["devices"]) != 1:
+        raise NotThere(f"the steps of {trainer} weren't measured on one card of one kind")
+    figure = muon["step_ms"] / adamw["step_ms"] - 1
+    seen = (
+        f"a step of 524,288 tokens on one {muon['devices'][0]}: {muon['step_ms']:.1f} ms with Muon, "
+        f"{adamw['step_ms']:.1f} ms with AdamW; medians of ten steps, measured once. In eight micro-batches: where a "
+        "card takes only one, the same update is a larger part of its step"
+    )
+    return Finding("verified" if figure < OVERHEAD else "refuted", seen, figure)
+
+
+def overhead_of_a_node(evidence: Evidence) -> Finding:
+    """What Newton-Schulz takes of a step on eight devices, its matrices dealt out over them."""
+    found = evidence.measured(*_SCALING)
+    assert isinstance(found, dict)
+    here = {row.devices: row for row in rows(found) if row.trainer == "jaxgpt" and row.newton_schulz is not None}
+    if _NODE not in here:
+        most = max(here, default=0)
+        of_most = f"; on {most} devices Newton-Schulz took {here[most].newton_schulz:.1%} of a step" if most else ""
+        raise NotThere(f"a step on {_NODE} devices has not been measured{of_most}")
+    figure = here[_NODE].newton_schulz
+    assert figure is not None
+    seen = f"a step on {_NODE} x {found['card']} takes {here[_NODE].step_ms:.1f} ms with the iterations"
+    return Finding("verified" if figure < OVERHEAD else "refuted", seen, figure)
+
+
+def tokens_in_the_logs(evidence: Evidence, name: str) -> Finding:
+    """Tokens to 3.28 in a published log by those in llm.c's."""
+    muon, llmc = (tokens_to(RECORD_LOSS, evidence.published(each)) for each in (name, "llmc-2024-10-13"))
+    assert muon is not None
+    assert llmc is not None
+    seen = (
+        f"first at {RECORD_LOSS} after {muon / 1e9:.2f}B tokens, llm.c's log after {llmc / 1e9:.2f}B, linear between "
+        "validations; one run each, by others. (The usual 'a third' divides by the whole of llm.c's run, 10.26B to "
+        "3.2722.)"
+    )
+    return Finding("verified" if muon / llmc <= 1 / 3 else "refuted", seen, muon / llmc)
+
+
+def on_fineweb(evidence: Evidence, needs: str) -> Finding:
+    """Nothing here is FineWeb."""
+    return Finding("not testable", f"it takes {needs}; what is here was trained on another text")
+
+
+def record(evidence: Evidence) -> Finding:
+    """3.28 after 3.15B tokens: what it takes, and what the Muon run's power law would give, for what that is worth."""
+    found = on_fineweb(evidence, "FineWeb and 8 GPUs for about 45 minutes")
+    try:
+        (run,) = evidence.runs(f"124m-muon-{MUON_STEPS}-jax")
+        extrapolation = power_law(run, RECORD_TOKENS)
+    except NotThere as missing:
+        return Finding(found.verdict, f"{found.seen}; no extrapolation either: {missing}")
+    return Finding(found.verdict, found.seen, extrapolation=extrapolation)
+
+
+def _one_against_one(evidence: Evidence, framework: str, one: Run, other: Run, seen: str) -> Finding:
+    """Whether `one` ends at most at `other`'s loss, given how the small runs' final losses scatter over seeds."""
+    figure = float(one.val.loss[-1] - other.val.loss[-1])
+    kinds = {kind: [f"20m-{kind}-seed{seed}-{framework}" for seed in SEEDS] for kind in ("muon", "adamw")}
+    try:
+        ends = [[run.val.loss[-1] for run in evidence.runs(*names)] for names in kinds.values()]
+    except NotThere as missing:
+        return Finding(
+            "underpowered", f"{seen}. One run a side, and their scatter over seeds isn't known: {missing}", figure
+        )
+    error = math.sqrt(sum(float(np.var(each, ddof=1)) for each in ends))
+    half = float(stdtrit(len(SEEDS) - 1, 0.975)) * error
+    interval = (figure - half, figure + half)
+    verdict: Verdict = "verified" if interval[1] < 0 else "refuted" if interval[0] > 0 else "underpowered"
+    scatter = (
+        f"One run a side; the 95% interval takes the scatter over seeds from the 19M-parameter runs, "
+        f"{error:.4f} for a difference of two runs, and is no better than that"
+    )
+    return Finding(verdict, f"{seen}. {scatter}", figure, interval)
+
+
+def _same_start(one: Run, other: Run) -> None:
+    """`NotThere` unless both recorded the same initial weights and the same shards."""
+    starts = [run.config.get("init_sha256") for run in (one, other)]
+    if starts[0] is None or starts[0] != starts[1]:
+        raise NotThere(f"{one.name} and {other.name} didn't start from the same file of weights")
+    shards = [
+        [[shard["sha256"] for shard in run.config["shards"][kind]] for kind in ("train", "val")] for run in (one, other)
+    ]
+    if shards[0] != shards[1]:
+        raise NotThere(f"{one.name} and {other.name} weren't trained on the same shards")
+
+
+def _passes(run: Run) -> str:
+    """How often the run saw its training text."""
+    return f"{run.tokens / sum(shard['tokens'] for shard in run.config['shards']['train']):.2f}"
+
+
+def _state_bytes(name: str) -> dict[str, int]:
+    """Bytes of a recipe's optimiser state in JAX, by `jaxgpt.optimizer.state_bytes`, from shapes alone."""
+    import jax
+    from flax import nnx
+
+    from jaxgpt.model import GPT
+    from jaxgpt.optimizer import make_optimizer, state_bytes
+    from jaxgpt.recipes import named, precision
+
+    recipe = named(name)
+    exactly = precision(recipe, None, "fast")
+
+    def weights():
+        gpt = GPT(recipe.model, rngs=nnx.Rngs(0), parameters=exactly.parameters, embedding=exactly.embedding)
+        return nnx.to_pure_dict(nnx.split(gpt)[1])
+
+    params = jax.eval_shape(weights)
+    return state_bytes(jax.eval_shape(make_optimizer(recipe, exactly).init, params))
+
+
+def _span(interval: tuple[float, float], form: str) -> str:
+    return f"{interval[0]:{form}} to {interval[1]:{form}}"

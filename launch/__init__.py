@@ -1,0 +1,1 @@
+"""Where the trainers run: plans for machines one doesn't have, and what starts a run on several devices."""

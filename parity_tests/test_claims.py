@@ -1,0 +1,422 @@
+"""What the project claims: the files in results/ say what its runs give, and each verdict falls where it should.
+
+But for the first tests, runs are made up: folders with the settings that `benchmarks.claim_plan` declares, and losses
+that are put there.
+"""
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import claims
+from benchmarks.claim_evidence import NotThere
+from benchmarks.claim_extrapolation import power_law
+from benchmarks.claim_list import CLAIMS
+from benchmarks.claim_plan import SEEDS, declared, plan
+from jaxgpt.curves import load_run
+from parity_tests.programs import ROOT
+
+RESULTS = ROOT / "results"
+VERDICTS = {"verified", "refuted", "underpowered", "not testable"}
+LARGE = {"124m-adamw-lrA-100-jax": 5.3, "124m-adamw-lrB-100-jax": 5.1, "124m-adamw-lrC-100-jax": 5.2}
+LARGE |= {f"124m-adamw-300-{framework}": 4.4 for framework in ("jax", "torch")}
+LARGE |= {f"124m-muon-200-{framework}": 4.3 for framework in ("jax", "torch")}
+
+
+@pytest.fixture
+def results(tmp_path) -> Path:
+    """An empty folder of results, beside the measurements that claims read."""
+    return empty(tmp_path)
+
+
+def empty(folder: Path) -> Path:
+    measured = folder / "benchmarks" / "results" / "optimizers-h100"
+    measured.mkdir(parents=True)
+    shutil.copy(ROOT / "benchmarks" / "results" / "optimizers-h100" / "optimizers.json", measured)
+    (folder / "results" / "runs").mkdir(parents=True)
+    return folder / "results"
+
+
+def made(results: Path, name: str, end: float, start: str | None = None, lr: float = 0.0018, **config) -> Path:
+    """A run of that name which ends at that validation loss; `start` stands for its initial weights."""
+    run = next(run for run in plan() if run.name == name)
+    recipe, seed = declared(run)
+    if run.best_of:
+        recipe = dataclasses.replace(recipe, optimizer=dataclasses.replace(recipe.optimizer, lr=lr))
+    folder, steps = results / "runs" / name, recipe.schedule.steps
+    folder.mkdir()
+    digest = hashlib.sha256((start or run.weights).encode()).hexdigest()
+    said = {"trainer": run.trainer, "recipe": dataclasses.asdict(recipe), "seed": seed, "init_sha256": digest}
+    said |= {"flags": {"seed": seed, "init_from": f"{start or run.weights}.safetensors"}, "devices": ["made up"]}
+    said |= {"shards": {kind: [{"path": kind, "tokens": 10**8, "sha256": kind}] for kind in ("train", "val")}}
+    (folder / "config.json").write_text(json.dumps(said | config), encoding="utf-8")
+    rows = []
+    for step in range(steps + 1):
+        row = {"step": step, "tokens": step * recipe.step_tokens, "train_time_s": float(step)}
+        if step:
+            rows.append(row | {"train_loss": 60 * row["tokens"] ** -0.15})
+        if step % recipe.data.val_every == 0 or step == steps:
+            rows.append(row | {"val_loss": 11 + (end - 11) * step / steps})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return folder
+
+
+def seeds(results: Path, kind: str, torch_minus_jax: Callable[[int], float], scatter: float = 0.01) -> None:
+    """Eight pairs of runs of about 5 nats."""
+    for seed in SEEDS:
+        end = 5 + scatter * (-1) ** seed
+        made(results, f"20m-{kind}-seed{seed}-jax", end)
+        made(results, f"20m-{kind}-seed{seed}-torch", end + torch_minus_jax(seed))
+
+
+def entry(results: Path, name: str) -> dict:
+    (found,) = claims.judged(results, [claim for claim in CLAIMS if claim.id == name])
+    return found
+
+
+def verdict(results: Path, name: str) -> str:
+    return entry(results, name)["verdict"]
+
+
+# The project's own
+
+
+def test_every_figure_hash_and_verdict_in_results_is_what_the_files_give():
+    assert claims.differences(RESULTS) == []
+
+
+def test_every_claim_of_results_has_all_its_fields():
+    entries = json.loads((RESULTS / "claims.json").read_text(encoding="utf-8"))
+    fields = {"id", "claim", "verdict", "figure", "unit", "interval", "seen", "runs", "command"}
+    assert {frozenset(e) - {"extrapolation"} for e in entries} == {frozenset(fields)}
+    assert {e["verdict"] for e in entries} <= VERDICTS
+
+
+def test_a_figure_is_only_where_something_was_tested():
+    entries = json.loads((RESULTS / "claims.json").read_text(encoding="utf-8"))
+    assert [e["id"] for e in entries if (e["verdict"] == "not testable") != (e["figure"] is None)] == []
+
+
+# Planted faults
+
+
+@pytest.fixture(scope="module")
+def written_once(tmp_path_factory) -> Path:
+    """Results of one pair of runs, judged and written."""
+    results = empty(tmp_path_factory.mktemp("written"))
+    for framework in ("jax", "torch"):
+        made(results, f"124m-muon-200-{framework}", 4.3)
+    claims.main([str(results)])
+    return results
+
+
+@pytest.fixture
+def written(written_once, tmp_path) -> Path:
+    """A copy of them."""
+    shutil.copytree(written_once.parent, tmp_path, dirs_exist_ok=True)
+    return tmp_path / "results"
+
+
+def _change_figure(results: Path) -> None:
+    _edit(results, lambda each: each.update(figure=0.25), "c-hidden")
+
+
+def _change_verdict(results: Path) -> None:
+    _edit(results, lambda each: each.update(verdict="verified"), "c-all")
+
+
+def _change_hash(results: Path) -> None:
+    _edit(
+        results,
+        lambda each: each["runs"].update({"results/runs/124m-muon-200-jax/config.json": "0" * 64}),
+        "a-muon-124m",
+    )
+
+
+def _change_run(results: Path) -> None:
+    with (results / "runs" / "124m-muon-200-torch" / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write("\n")
+
+
+def _change_loss(results: Path) -> None:
+    file = results / "runs" / "124m-muon-200-torch" / "metrics.jsonl"
+    file.write_text(file.read_text(encoding="utf-8").replace('"val_loss": 4.3', '"val_loss": 4.4'), encoding="utf-8")
+
+
+def _delete_claim(results: Path) -> None:
+    file = results / "claims.json"
+    file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8"))[1:]), encoding="utf-8")
+
+
+def _change_page(results: Path) -> None:
+    file = results / "claims.md"
+    file.write_text(file.read_text(encoding="utf-8").replace("refuted", "verified"), encoding="utf-8")
+
+
+def _edit(results: Path, change: Callable[[dict], None], name: str) -> None:
+    file = results / "claims.json"
+    entries = json.loads(file.read_text(encoding="utf-8"))
+    change(next(each for each in entries if each["id"] == name))
+    file.write_text(json.dumps(entries), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (_change_figure, "c-hidden: figure is 0.25"),
+        (_change_verdict, "c-all: verdict is verified in claims.json, the files give refuted"),
+        (_change_hash, "a-muon-124m: runs is"),
+        (_change_run, "a-muon-124m: runs is"),
+        (_change_loss, "a-muon-124m: verdict is verified in claims.json, the files give refuted"),
+        (_delete_claim, "a-muon-seeds: declared and not in claims.json"),
+        (_change_page, "claims.md isn't what claims.json gives"),
+    ],
+)
+def test_what_differs_from_the_files_is_found(written, fault, said):
+    assert claims.differences(written) == []
+    fault(written)
+    assert [each for each in claims.differences(written) if said in each]
+
+
+@pytest.mark.parametrize(
+    ("fault", "code"), [(lambda results: None, 0), (_change_figure, 1)], ids=["as_it_was", "changed"]
+)
+def test_check_ends_with_1_where_anything_differs(written, fault, code):
+    fault(written)
+    with pytest.raises(SystemExit) as end:
+        claims.main([str(written), "--check"])
+    assert end.value.code == code
+
+
+def test_the_page_says_every_verdict(written):
+    page = (written / "claims.md").read_text(encoding="utf-8")
+    entries = json.loads((written / "claims.json").read_text(encoding="utf-8"))
+    assert [e["id"] for e in entries if f"## {e['id']}: {e['verdict']}" not in page] == []
+
+
+def test_runs_that_are_there_get_a_picture(written):
+    assert ((written / "124m.png").read_bytes()[:4], (written / "20m.png").exists()) == (b"\x89PNG", False)
+
+
+# What is missing
+
+
+@pytest.mark.parametrize("name", [each.id for each in CLAIMS if each.id[0] in "abf"] + ["e-equal-tokens", "d-node"])
+def test_without_runs_a_claim_is_not_testable(results, name):
+    found = entry(results, name)
+    assert (found["verdict"], found["figure"], found["interval"], found["runs"]) == ("not testable", None, None, {})
+
+
+def test_a_claim_names_the_runs_that_are_missing(results):
+    made(results, "124m-muon-200-jax", 4.3)
+    assert entry(results, "a-muon-124m")["seen"] == "not run yet: 124m-muon-200-torch"
+
+
+def test_a_run_that_has_not_come_to_its_end_is_missing(results):
+    for framework in ("jax", "torch"):
+        folder = made(results, f"124m-muon-200-{framework}", 4.3)
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    (folder / "metrics.jsonl").write_text("".join(lines[:-3]), encoding="utf-8")
+    assert entry(results, "a-muon-124m")["seen"] == "124m-muon-200-torch has not come to its end"
+
+
+def test_a_run_with_other_settings_than_declared_is_missing(results):
+    folder = made(results, "124m-muon-200-torch", 4.3)
+    shutil.copytree(folder, folder.with_name("124m-muon-200-jax"))
+    found = entry(results, "a-muon-124m")
+    assert (found["verdict"], "another trainer or seed" in found["seen"]) == ("not testable", True)
+
+
+# (a) the same curve
+
+
+@pytest.mark.parametrize(
+    ("difference", "wanted"),
+    [
+        (lambda seed: 0.0005 * (-1) ** seed, "verified"),
+        (lambda seed: 0.02 + 0.001 * seed, "refuted"),
+        (lambda seed: 0.02 * (-1) ** seed, "underpowered"),
+    ],
+    ids=["verified", "refuted", "underpowered"],
+)
+def test_paired_seeds_are_judged_against_the_margin(results, difference, wanted):
+    seeds(results, "muon", difference)
+    found = entry(results, "a-muon-seeds")
+    assert found["verdict"] == wanted
+    assert found["figure"] == pytest.approx(np.mean([difference(seed) for seed in SEEDS]), abs=1e-12)
+    assert len(found["runs"]) == 2 * 2 * len(SEEDS)
+
+
+def test_seven_of_eight_pairs_are_not_enough(results):
+    seeds(results, "muon", lambda seed: 0.0)
+    shutil.rmtree(results / "runs" / "20m-muon-seed3-torch")
+    assert verdict(results, "a-muon-seeds") == "not testable"
+
+
+def test_pairs_from_other_weights_are_no_pairs(results):
+    seeds(results, "muon", lambda seed: 0.0)
+    shutil.rmtree(results / "runs" / "20m-muon-seed3-torch")
+    made(results, "20m-muon-seed3-torch", 5.0, start="others")
+    assert "didn't start from the same file" in entry(results, "a-muon-seeds")["seen"]
+
+
+def test_pairs_on_other_text_are_no_pairs(results):
+    made(results, "124m-muon-200-jax", 4.3)
+    other = {kind: [{"path": kind, "tokens": 10**8, "sha256": "another"}] for kind in ("train", "val")}
+    made(results, "124m-muon-200-torch", 4.3, shards=other)
+    assert "weren't trained on the same shards" in entry(results, "a-muon-124m")["seen"]
+
+
+@pytest.mark.parametrize(("apart", "wanted"), [(0.0029, "verified"), (0.0031, "refuted")])
+def test_one_pair_at_124m_stays_within_the_margin_or_not(results, apart, wanted):
+    made(results, "124m-muon-200-jax", 4.3)
+    made(results, "124m-muon-200-torch", 4.3 + apart)
+    found = entry(results, "a-muon-124m")
+    assert (found["verdict"], found["interval"]) == (wanted, None)
+    assert found["figure"] == pytest.approx(apart)
+
+
+# (b) fewer steps
+
+
+def large(results: Path, muon: float, lr: float = 0.0018, swept: dict[str, float] | None = None) -> None:
+    for name, end in (LARGE | {"124m-muon-200-jax": muon} | (swept or {})).items():
+        made(results, name, end, lr=lr)
+
+
+@pytest.mark.parametrize(("muon", "wanted"), [(4.2, "verified"), (4.6, "refuted"), (4.39, "underpowered")])
+def test_muon_is_judged_by_the_scatter_of_the_seeds(results, muon, wanted):
+    large(results, muon)
+    for kind in ("muon", "adamw"):
+        seeds(results, kind, lambda seed: 0.0)
+    found = entry(results, "b-jax")
+    assert found["verdict"] == wanted
+    assert found["figure"] == pytest.approx(muon - 4.4)
+
+
+def test_without_seeds_one_run_a_side_is_underpowered(results):
+    large(results, 4.0)
+    assert verdict(results, "b-jax") == "underpowered"
+
+
+def test_adamw_at_another_rate_than_the_best_is_not_the_claim(results):
+    large(results, 4.0, lr=0.0036)
+    assert entry(results, "b-jax")["seen"].endswith("the learning rate 0.0036, and 0.0018 was the best of those tried")
+
+
+def test_a_best_rate_at_the_edge_is_said(results):
+    large(results, 4.0, lr=0.0036, swept={"124m-adamw-lrC-100-jax": 5.0})
+    assert "0.0036, which is the highest tried" in entry(results, "b-jax")["seen"]
+
+
+# (c) memory, (d) overhead
+
+
+@pytest.mark.parametrize(("name", "wanted", "ratio"), [("c-hidden", "verified", 0.5), ("c-all", "refuted", 0.6563)])
+def test_muon_keeps_half_of_the_state_of_hidden_matrices_and_more_of_the_whole(results, name, wanted, ratio):
+    found = entry(results, name)
+    assert (found["verdict"], round(found["figure"], 4)) == (wanted, ratio)
+
+
+def test_state_from_shapes_is_the_state_that_was_measured(results):
+    seen = entry(results, "c-all")["seen"]
+    measured = json.loads((ROOT / "benchmarks/results/optimizers-h100/optimizers.json").read_text(encoding="utf-8"))
+    of_jax = [e["bytes"]["all"] for e in measured if e["trainer"] == "jaxgpt" and e["kind"] in ("muon", "adamw")]
+    assert [f"{size:,}" in seen for size in of_jax] == [True, True]
+
+
+def test_an_overhead_of_a_tenth_is_refuted(results):
+    file = results.parent / "benchmarks" / "results" / "optimizers-h100" / "optimizers.json"
+    entries = json.loads(file.read_text(encoding="utf-8"))
+    for each in entries:
+        each["step_ms"] = 1100.0 if each["kind"] == "muon" else 1000.0
+    file.write_text(json.dumps(entries), encoding="utf-8")
+    assert (verdict(results, "d-jaxgpt"), entry(results, "d-jaxgpt")["figure"]) == ("refuted", pytest.approx(0.1))
+
+
+def scaling(results: Path, devices: int, with_ms: float, without_ms: float) -> None:
+    runs = [
+        {"trainer": trainer, "alternation": 0, "devices": devices, "step_ms": [ms], "step_tokens": 1, "peak_bytes": 1}
+        for trainer, ms in (("jaxgpt", with_ms), ("jaxgpt --optimizer.newton-schulz-steps 0", without_ms))
+    ]
+    text = json.dumps({"card": "made up", "skip": 0, "runs": [run | {"train_loss": [1.0]} for run in runs]})
+    (results / "scaling.json").write_text(text, encoding="utf-8")
+
+
+@pytest.mark.parametrize(("without_ms", "wanted"), [(95.0, "verified"), (90.0, "refuted")])
+def test_a_nodes_overhead_is_what_the_iterations_take(results, without_ms, wanted):
+    scaling(results, 8, 100.0, without_ms)
+    assert verdict(results, "d-node") == wanted
+
+
+def test_four_devices_are_not_eight(results):
+    scaling(results, 4, 100.0, 95.0)
+    found = entry(results, "d-node")
+    assert (found["verdict"], found["figure"]) == ("not testable", None)
+    assert found["seen"].endswith("on 4 devices Newton-Schulz took 5.0% of a step")
+
+
+# (e) llm.c, (f) the record
+
+
+def test_a_third_of_llmcs_tokens_is_measured_to_the_same_loss(results):
+    found = entry(results, "e-log-muon-2024-10-10")
+    assert (found["verdict"], round(found["figure"], 3)) == ("refuted", 0.36)
+
+
+def test_muon_below_llmc_at_equal_tokens(results):
+    made(results, "124m-muon-200-jax", 4.3)
+    made(results, "124m-llmc-200-jax", 4.9)
+    for kind in ("muon", "adamw"):
+        seeds(results, kind, lambda seed: 0.0)
+    assert verdict(results, "e-equal-tokens") == "verified"
+
+
+def test_the_record_is_not_testable_and_its_extrapolation_is_marked(results):
+    made(results, "124m-muon-200-jax", 4.3)
+    found = entry(results, "f-record")
+    assert (found["verdict"], found["figure"], found["command"]) == ("not testable", None, "launch/gpu8.sh")
+    assert found["extrapolation"]["how"].startswith("EXTRAPOLATION, not a measurement")
+
+
+def test_the_extrapolation_continues_a_power_law(results):
+    run = load_run(made(results, "124m-muon-200-jax", 4.3))
+    drawn = power_law(run, 3e9)
+    assert drawn["loss"] == pytest.approx(60 * 3e9**-0.15)
+    assert drawn["interval"] == pytest.approx([drawn["loss"]] * 2)
+
+
+def test_an_uncertain_line_has_a_wide_interval(results):
+    run = load_run(made(results, "124m-muon-200-jax", 4.3))
+    run.train.loss[:] *= np.exp(np.random.default_rng(1).normal(scale=0.02, size=len(run.train)))
+    low, high = power_law(run, 3e9)["interval"]
+    assert 0.03 < high - low < 1
+    assert low < 60 * 3e9**-0.15 < high
+
+
+def test_nothing_is_drawn_on_from_a_few_steps(results):
+    run = load_run(made(results, "20m-muon-seed0-jax", 5.0))
+    short = dataclasses.replace(run, config=run.config | {"recipe": {"schedule": {"steps": 240, "warmdown": 180}}})
+    with pytest.raises(NotThere, match="too few to fit"):
+        power_law(short, 3e9)
+
+
+# Bad input
+
+
+def test_a_folder_that_is_not_there_is_one_line(tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        claims.main([str(tmp_path / "nothing")])
+    assert (end.value.code, "no such folder" in capsys.readouterr().err) == (2, True)
+
+
+def test_checking_what_was_never_written_is_one_line(results, capsys):
+    with pytest.raises(SystemExit) as end:
+        claims.main([str(results), "--check"])
+    assert (end.value.code, "claims.json: No such file" in capsys.readouterr().err) == (2, True)
