@@ -89,8 +89,9 @@ class Peers:
         since = None
         with ThreadPoolExecutor(1, thread_name_prefix="peers") as asking:
             for count in itertools.count():
-                waits_for_the_first = self._last == "ended" and self._index and words.get("0") != "ended"
-                mine = str(count) if waits_for_the_first else self._last or str(count)
+                last = self._last
+                waits_for_the_first = last == "ended" and self._index and words.get("0") != "ended"
+                mine = str(count) if last is None or waits_for_the_first else last
                 before = words
                 try:
                     words = asking.submit(self._exchange, mine).result(timeout=LOST)

@@ -79,9 +79,8 @@ def hit(folder: Path, shards: Path, environment, run, case: tuple[str, int, int]
 
 def cases(*each: tuple[str, int, int]):
     """Trainer, how many processes, which of them is hit. The first case runs by default."""
-    return [
-        pytest.param(case, marks=[pytest.mark.slow] * (case != each[0]), id="-".join(map(str, case))) for case in each
-    ]
+    marks = [[], *[[pytest.mark.slow]] * (len(each) - 1)]
+    return [pytest.param(case, marks=mark, id="-".join(map(str, case))) for case, mark in zip(each, marks, strict=True)]
 
 
 @pytest.fixture(
@@ -127,9 +126,10 @@ def test_only_the_first_process_writes_metrics(killed):
     assert [row["step"] for row in metrics(killed.run) if "train_loss" in row] == list(range(1, STEPS + 1))
 
 
-@pytest.fixture(
-    scope="module", params=[pytest.param(each, marks=pytest.mark.slow) for each in ((JAX, 4, 3), (TORCH, 2, 1))]
-)
+STOPPED = [pytest.param(case, marks=pytest.mark.slow) for case in ((JAX, 4, 3), (TORCH, 2, 1))]
+
+
+@pytest.fixture(scope="module", params=STOPPED)
 def told_to_stop(request, shards, tmp_path_factory, environment, run) -> Hit:
     """By SIGTERM to one of them."""
     return hit(tmp_path_factory.mktemp("stopped"), shards, environment, run, request.param, signal.SIGTERM)

@@ -263,5 +263,5 @@ OWN_MODELS = 5e-6
 fan-in for fan-out in one of the two, 0.016."""
 
 SEVERAL_PROCESSES = 1e-6
-"""Losses of 20 steps of several processes, those after a checkpoint that one goes on from among them, relative, to
-those of one process. float32."""
+"""Losses of 20 steps of several processes, and after a checkpoint that one of them goes on from, relative to those of
+one process. float32."""
