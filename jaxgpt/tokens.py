@@ -98,7 +98,12 @@ def batches(
 
 
 def ahead(iterator: Iterator[T], depth: int = 2) -> Generator[T, None, None]:
-    """The same endless items, made by a thread `depth` of them early: the next batch is ready when the device is."""
+    """The same endless items, made by a thread `depth` of them early: the next batch is ready when the device is.
+
+    The thread starts when the second is asked for: a copy to a GPU while a first step is being recorded there has ended
+    runs ("capturing stream has unjoined work", JAX 0.11.2).
+    """
+    yield next(iterator)
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches") as thread:
         making = deque(thread.submit(next, iterator) for _ in range(depth))
         while True:

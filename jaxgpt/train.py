@@ -355,6 +355,8 @@ def run(argv: list[str], flags: Flags, devices: Mesh, interrupt: Interrupt) -> N
                     break
                 inputs, targets, after = next(upcoming)
                 state, metrics = step(state, inputs, targets, *signals())
+                if done == was.step:
+                    jax.block_until_ready(metrics)  # see tokens.ahead
                 record()
                 pending, position = (done + 1, metrics, position), after
         finally:
