@@ -1,9 +1,9 @@
 """What the project claims, judged from its files: `python -m benchmarks.claims results`.
 
 Reads the runs under results/runs and the measurements beside the code, judges each of `benchmarks.claim_list`, and
-writes results/claims.json, results/claims.md made from it, and pictures of the runs. A claim whose runs aren't there is
-not testable, and says what is missing. With `--check` nothing is written: all is computed again, and the program ends
-with 1 where anything differs from what is there.
+writes results/claims.json, results/claims.md and the README's table made from it, and pictures of the runs. A claim
+whose runs aren't there is not testable, and says what is missing. With `--check` nothing is written: all is computed
+again, and the program ends with 1 where anything differs from what is there.
 """
 
 import json
@@ -19,6 +19,7 @@ import tyro
 from benchmarks.claim_evidence import Evidence, NotThere
 from benchmarks.claim_list import CLAIMS, Claim
 from benchmarks.claim_page import page
+from benchmarks.claim_table import with_table
 from benchmarks.claim_verdicts import Finding
 from jaxgpt.commands import parse
 from jaxgpt.curves import compare, load_run
@@ -26,7 +27,7 @@ from jaxgpt.errors import BadInput, exit_codes
 from jaxgpt.picture import comparison_png
 
 _PROG = "python -m benchmarks.claims"
-FIGURES, PAGE = "claims.json", "claims.md"
+FIGURES, PAGE, README = "claims.json", "claims.md", "README.md"
 _PICTURES = {
     "124m.png": ("124m-adamw-300-jax", "124m-adamw-300-torch", "124m-muon-200-jax", "124m-muon-200-torch"),
     "20m.png": ("20m-adamw-seed0-jax", "20m-muon-seed0-jax", "20m-soap-jax", "20m-shampoo-jax"),
@@ -40,9 +41,11 @@ class Flags:
     """Judge the claims from the runs, or check what was judged."""
 
     results: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RESULTS")]
-    """The folder that holds runs/, and gets claims.json, claims.md and the pictures."""
+    """The folder that holds runs/, and gets claims.json, claims.md and the pictures. A README.md beside it gets the
+    table of verdicts, where it has a place for it."""
     check: bool = False
-    """Write nothing; say what claims.json and claims.md have otherwise than the files give, and end with 1 then."""
+    """Write nothing; say what claims.json, claims.md and the README's table have otherwise than the files give, and end
+    with 1 then."""
 
 
 @exit_codes
@@ -58,11 +61,15 @@ def main(argv: list[str] | None = None) -> None:
         )
         sys.exit(1 if apart else 0)
     entries = judged(flags.results)
-    for name, content in (files(entries) | pictures(flags.results)).items():
+    written = {flags.results / name: content for name, content in (files(entries) | pictures(flags.results)).items()}
+    readme = flags.results.resolve().parent / README
+    if readme.is_file():
+        written[readme] = with_table(readme.read_text(encoding="utf-8"), entries).encode()
+    for path, content in written.items():
         try:
-            (flags.results / name).write_bytes(content)
+            path.write_bytes(content)
         except OSError as error:
-            raise BadInput(f"{flags.results / name} can't be written: {error.strerror}; mend its mode") from None
+            raise BadInput(f"{path} can't be written: {error.strerror}; mend its mode") from None
     for entry in entries:
         print(f"{entry['verdict']:>12}  {entry['id']}: {entry['seen']}")
 
@@ -89,7 +96,7 @@ def pictures(results: Path) -> dict[str, bytes]:
 
 
 def differences(results: Path, claims: Sequence[Claim] = CLAIMS) -> list[str]:
-    """What claims.json and claims.md say otherwise than the files; a line each.
+    """What claims.json, claims.md and the README beside their folder say otherwise than the files; a line each.
 
     Raises:
       BadInput: claims.json can't be read.
@@ -111,6 +118,11 @@ def differences(results: Path, claims: Sequence[Claim] = CLAIMS) -> list[str]:
                 apart.append(f"{name}: {key} is {there[name].get(key)} in {FIGURES}, the files give {found[name][key]}")
     if not apart and page(said) != text:
         apart.append(f"{PAGE} isn't what {FIGURES} gives: write it again")
+    readme = results.resolve().parent / README
+    if not apart and readme.is_file():
+        text = readme.read_text(encoding="utf-8")
+        if with_table(text, said) != text:
+            apart.append(f"the table of {README} isn't what {FIGURES} gives: write it again")
     return sorted(apart)
 
 

@@ -6,9 +6,12 @@ Where one starts something, it runs on this machine: two processes on loopback f
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 from parity_tests.programs import ROOT
 
@@ -25,7 +28,9 @@ called("python", words, {name: os.environ[name] for name in names if name in os.
 module = next(word for word in words if "." in word or word == "pytest")
 for flag, made in (("--run", pathlib.Path.mkdir), ("--certificate", pathlib.Path.mkdir), ("--out", pathlib.Path.touch)):
     if flag in words and module not in ("jaxgpt.compare", "jaxgpt.corpus"):
-        made(pathlib.Path(words[words.index(flag) + 1]), exist_ok=True)
+        path = pathlib.Path(words[words.index(flag) + 1])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        made(path, exist_ok=True)
 sys.exit(int(os.environ.get("FAILS_" + module.replace(".", "_"), "0")))
 """
 SRUN = """
@@ -125,3 +130,11 @@ def modules(calls: list[list[str]]) -> list[str]:
 
 def value(words: list[str], flag: str) -> str:
     return words[words.index(flag) + 1]
+
+
+def tool(name: str) -> str:
+    """A checker of the extra `dev`, on PATH or beside this Python."""
+    found = shutil.which(name) or shutil.which(name, path=Path(sys.executable).parent)
+    if found is None:
+        pytest.skip(f"{name} isn't installed: pip install -e '.[dev]'")
+    return found

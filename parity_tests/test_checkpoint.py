@@ -112,13 +112,13 @@ def test_a_checkpoint_takes_four_bytes_a_number(kept, framework, name):
         ("soap-2024-10-09", "3.9 GB with SOAP"),
     ],
 )
-def test_the_readme_says_what_a_checkpoint_at_124m_takes(name, said):
+def test_the_page_on_runs_says_what_a_checkpoint_at_124m_takes(name, said):
     mesh_of_one = jaxgpt.mesh.make_mesh_of(jax.devices("cpu")[:1])
     exactly = precision(RECIPES[name], None, attention="exact")
     like = jaxgpt.train.make_step(RECIPES[name], exactly, mesh_of_one, 1).like()
     takes = sum(4 * each.size for each in jax.tree.leaves(like))
     assert said.startswith(f"{takes / 1e9:.1f} GB")
-    assert said in " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert said in " ".join((ROOT / "docs" / "runs.md").read_text(encoding="utf-8").split())
 
 
 # Which checkpoints stay

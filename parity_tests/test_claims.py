@@ -18,6 +18,7 @@ from benchmarks.claim_evidence import NotThere
 from benchmarks.claim_extrapolation import power_law
 from benchmarks.claim_list import CLAIMS
 from benchmarks.claim_plan import SEEDS
+from benchmarks.claim_table import BEGIN, END, SHORT, with_table
 from jaxgpt.curves import load_run
 from parity_tests.made_up_runs import empty, made, seeds
 from parity_tests.programs import ROOT
@@ -158,6 +159,40 @@ def test_the_page_says_every_verdict(written):
     page = (written / "claims.md").read_text(encoding="utf-8")
     entries = json.loads((written / "claims.json").read_text(encoding="utf-8"))
     assert [e["id"] for e in entries if f"## {e['id']}: {e['verdict']}" not in page] == []
+
+
+@pytest.fixture
+def readme(written) -> Path:
+    """A README beside the results, with its place for the table filled."""
+    file = written.parent / "README.md"
+    file.write_text(f"# Before\n\n{BEGIN}\n{END}\n\nAfter.\n", encoding="utf-8")
+    claims.main([str(written)])
+    return file
+
+
+def test_the_readmes_table_has_a_row_with_the_verdict_of_every_claim(written, readme):
+    entries = json.loads((written / "claims.json").read_text(encoding="utf-8"))
+    rows = [line for line in readme.read_text(encoding="utf-8").splitlines() if line.startswith("| ")][1:]
+    assert [f"[{e['verdict']}]" in row for e, row in zip(entries, rows, strict=True)] == [True] * len(entries)
+
+
+def test_around_its_table_a_readme_stays_as_it_is(readme):
+    text = readme.read_text(encoding="utf-8")
+    assert text.startswith(f"# Before\n\n{BEGIN}\n")
+    assert text.endswith(f"{END}\n\nAfter.\n")
+
+
+def test_a_readme_that_says_another_verdict_is_found(written, readme):
+    readme.write_text(readme.read_text(encoding="utf-8").replace("[refuted]", "[verified]"), encoding="utf-8")
+    assert claims.differences(written) == ["the table of README.md isn't what claims.json gives: write it again"]
+
+
+def test_a_readme_without_a_place_for_the_table_is_left_as_it_is():
+    assert with_table("# Another\n", []) == "# Another\n"
+
+
+def test_every_claim_has_its_few_words_and_nothing_else_has():
+    assert SHORT.keys() == {claim.id for claim in CLAIMS}
 
 
 def test_runs_that_are_there_get_a_picture(written):

@@ -3,27 +3,17 @@
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tomllib
-from pathlib import Path
 
 import pytest
 
 from jaxgpt.flags import recipe_and_flags
 from parity_tests.programs import ROOT, config, metrics
-from parity_tests.stand_ins import LAUNCH, Machine, modules, value
+from parity_tests.stand_ins import LAUNCH, Machine, modules, tool, value
 
 SCRIPTS = ("gpu8.sh", "slurm.sbatch", "tpu_pod.sh")
-
-
-def tool(name: str) -> str:
-    """A checker of the extra `dev`."""
-    found = shutil.which(name) or shutil.which(name, path=Path(sys.executable).parent)
-    if found is None:
-        pytest.skip(f"{name} isn't installed: pip install -e '.[dev]'")
-    return found
 
 
 # All of them

@@ -1,4 +1,4 @@
-"""What the README says: its figures are those of the recorded runs, its commands are ones the programs take."""
+"""What the README and its pages say: figures are those of the recorded runs, commands are ones the programs take."""
 
 import json
 import re
@@ -11,11 +11,16 @@ import tyro
 
 from jaxgpt import huggingface, sample
 from jaxgpt.commands import parse
+from jaxgpt.errors import BadInput
 from jaxgpt.flags import recipe_and_flags
 from jaxgpt.recipes import RECIPES
+from jaxgpt.resume import check_unchanged
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+README, OF_OPTIMIZERS, OF_TEXT, OF_RECIPES, OF_RUNS = (
+    (ROOT / name).read_text(encoding="utf-8")
+    for name in ("README.md", "docs/optimizers.md", "docs/text.md", "docs/recipes.md", "docs/runs.md")
+)
 RUNS = ROOT / "benchmarks" / "results" / "muon-2024-10-12-h100"
 OPTIMIZERS = ROOT / "benchmarks" / "results" / "optimizers-h100"
 
@@ -25,9 +30,9 @@ def metrics(trainer: str, key: str, runs: Path = RUNS) -> dict[int, float]:
     return {line["step"]: line[key] for line in lines if key in line}
 
 
-def row(name: str) -> list[str]:
-    """The cells of the row of the README's tables that starts with `name`."""
-    (line,) = [line for line in README.splitlines() if line.startswith(f"| {name}")]
+def row(name: str, page: str = README) -> list[str]:
+    """The cells of the row of a page's tables that starts with `name`."""
+    (line,) = [line for line in page.splitlines() if line.startswith(f"| {name}")]
     return [cell.strip() for cell in line.strip("|").split("|")[1:]]
 
 
@@ -77,7 +82,7 @@ def test_costs_of_optimisers_are_the_measured_ones(optimizer):
     cells.append("" if recomputed[0] is None else ", ".join(f"{ms:,.0f}" for ms in recomputed) + ", every 10 steps")
     state = [[round(each["bytes"][part] / 2**20) for part in ("hidden", "all")] for each in both]
     assert state[0] == state[1]
-    assert row(f"{optimizer} |") == [*cells, ", ".join(f"{mib:,}" for mib in state[0])]
+    assert row(f"{optimizer} |", OF_OPTIMIZERS) == [*cells, ", ".join(f"{mib:,}" for mib in state[0])]
 
 
 @pytest.mark.parametrize(
@@ -87,7 +92,7 @@ def test_largest_differences_of_optimisers_are_the_recorded_ones(optimizer, name
     ours, theirs = (metrics(f"{trainer}-{optimizer}", "train_loss", OPTIMIZERS) for trainer in ("jaxgpt", "torch_ref"))
     apart = {step: abs(ours[step] - theirs[step]) for step in ours}
     step = max(apart, key=lambda step: apart[step])
-    assert f"{apart[step]:.3f} for {name} (step {step}" in README.replace("\n", " ")
+    assert f"{apart[step]:.3f} for {name} (step {step}" in OF_OPTIMIZERS.replace("\n", " ")
 
 
 NOISE = json.loads((ROOT / "benchmarks/results/noise-floor-h100/noise_floor.json").read_text())["runs"]
@@ -98,13 +103,21 @@ def test_noise_floors_are_the_measured_ones(run):
     ours, floor = run["jax_to_torch"], run["torch_to_torch_an_ulp_away"]
     digits = 4 if ours > 0.01 else 5
     cells = [run["rounding"], run["steps"], f"{ours:.{digits}f}", f"{floor:.{digits}f}", f"{ours / floor:.2f}"]
-    assert f"| {' | '.join([run['recipe'], *cells])} |" in README
+    assert f"| {' | '.join([run['recipe'], *cells])} |" in OF_OPTIMIZERS
 
 
-def test_recipes_are_all_listed():
-    section = README[README.index("## The recipes") : README.index("## Four optimisers")]
-    for name in RECIPES:
-        assert name in section or name.removesuffix("2024-10-29") in section, name
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_is_listed(name):
+    assert f"`{name}`" in OF_RECIPES or f"`{name.removesuffix('2024-10-29')}`" in OF_RECIPES
+
+
+@pytest.mark.parametrize(
+    "recipe", [recipe for recipe in RECIPES.values() if recipe.expected.val_loss], ids=lambda recipe: recipe.name
+)
+def test_a_published_loss_is_the_recipes(recipe):
+    short = recipe.name.removesuffix("2024-10-29")
+    line = next(line for line in OF_RECIPES.splitlines() if re.match(rf"\| .*`({recipe.name}|{short})`", line))
+    assert f"{recipe.expected.val_loss:g}" in line
 
 
 @pytest.mark.parametrize(
@@ -115,18 +128,30 @@ def test_recipes_are_all_listed():
     ],
 )
 def test_every_command_for_text_and_weights_is_one_the_programs_take(program, kind, default, at_least):
-    commands = re.findall(rf"^{re.escape(program)} (.*)$", README, re.M)
+    commands = re.findall(rf"^{re.escape(program)} (.*)$", OF_TEXT, re.M)
     assert len(commands) >= at_least
     for command in commands:
         parse(kind, shlex.split(command), program, default)
 
 
-def test_every_training_command_is_one_the_programs_take():
-    text = README.replace("\\\n", " ")
-    commands = re.findall(r"^(?:torchrun .*-m -- |python -m )((?:jaxgpt|torch_ref)\.train .*)$", text, re.M)
+@pytest.mark.parametrize(("page", "at_least"), [(README, 5), (OF_RECIPES, 2), (OF_RUNS, 2), (OF_OPTIMIZERS, 1)])
+def test_every_training_command_is_one_the_programs_take(page, at_least):
+    text = page.replace("\\\n", " ")
+    starts = r"^(?:torchrun .*-m -- |python -m |for .* do python -m )"
+    commands = re.findall(rf"{starts}((?:jaxgpt|torch_ref)\.train .*?)(?:;|$)", text, re.M)
     commands = [command for command in commands if "--resume" not in command]  # takes a run: test_resume.py
-    assert len(commands) >= 6
+    assert len(commands) >= at_least
     for command in commands:
-        program, *arguments = shlex.split(command)
-        recipe, _, _ = recipe_and_flags([word.replace("$r", "tiny") for word in arguments], program, "tiny")
+        program, *arguments = shlex.split(command.replace("$r", "tiny"))
+        recipe, _, _ = recipe_and_flags(arguments, program, "tiny")
         assert recipe.name in arguments
+
+
+# What is said of going on
+
+
+def test_a_run_with_fast_attention_is_not_resumed_with_the_exact_one():
+    run = {"trainer": "jaxgpt", "recipe": {}, "seed": 0, "shards": {"train": [], "val": []}}
+    was, here = (run | {"precision": {"compute": "bfloat16", "attention": kind}} for kind in ("fast", "exact"))
+    with pytest.raises(BadInput, match=r"precision\.attention is exact here and fast in runs/a/config\.json"):
+        check_unchanged(was, here, "runs/a/config.json")

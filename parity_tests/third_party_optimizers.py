@@ -155,8 +155,14 @@ def run_third(third: Third, module, dtype: str) -> Trace:
     return trace
 
 
-def main() -> int:
+def main(words: list[str]) -> int:
     """Prints a line for each; 1 where something is missing."""
+    if words in (["--help"], ["-h"]):
+        print(f"usage: python -m parity_tests.third_party_optimizers\n\n{__doc__}")
+        return 0
+    if words:
+        print(f"error: {' '.join(words)}: give nothing", file=sys.stderr)
+        return 2
     logging.disable(logging.WARNING)
     missing = 0
     print(f"Largest distance over calls: until the first new bases (1..{EVERY + 1}) and over all {CALLS}")
@@ -182,4 +188,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -7,6 +7,9 @@ from parity_tests.defaults.page import COMMAND, PAGE, render
 
 def main(words: list[str]) -> int:
     """Write the page, or check it; the exit status."""
+    if words in (["--help"], ["-h"]):
+        print(f"usage: {COMMAND} [--check]\n\n{__doc__}")
+        return 0
     if words not in ([], ["--check"]):
         print(f"error: {' '.join(words)}: give --check, or nothing", file=sys.stderr)
         return 2

@@ -1,0 +1,59 @@
+"""The table of verdicts in the README: each claim in a few words, between two marks that `benchmarks.claims` fills."""
+
+import re
+from collections.abc import Sequence
+
+BEGIN, END = "<!-- verdicts -->", "<!-- end of verdicts -->"
+PAGE = "results/claims.md"
+SHORT = {
+    "a-muon-seeds": "JAX and PyTorch end at the same loss: Muon, 19M parameters, 8 pairs of seeds",
+    "a-adamw-seeds": "the same with AdamW",
+    "a-muon-124m": "JAX and PyTorch give the same curve: Muon, 124M, 200 steps from the same weights",
+    "a-adamw-124m": "the same with AdamW, 300 steps",
+    "b-jax": "Muon is at AdamW's loss after two thirds of its steps: JAX, 124M",
+    "b-torch": "the same in PyTorch",
+    "c-hidden": "Muon keeps half of AdamW's state: hidden matrices",
+    "c-all": "the same of all weights, embedding included",
+    "d-jaxgpt": "Muon's step takes less than 9% more than AdamW's: JAX, one H100",
+    "d-torch_ref": "the same in PyTorch",
+    "d-node": "Newton-Schulz takes less than 9% of a step on 8 GPUs",
+    "e-log-muon-2024-10-10": "3.28 in a third of llm.c's tokens: published log of 2024-10-10",
+    "e-log-opt-muon-2024-10-29": "the same, published log of 2024-10-29",
+    "e-equal-tokens": "Muon is ahead of llm.c's recipe after equal tokens: JAX, 124M",
+    "e-fineweb": "3.28 on FineWeb in a third of llm.c's tokens, both frameworks",
+    "f-record": "3.28 on FineWeb in 3.15B tokens, both frameworks",
+}
+"""id -> the claim in words; one that has none is there in full."""
+
+
+def table(entries: Sequence[dict]) -> str:
+    """Claim, verdict and figure of each entry of claims.json, a row each; the verdict leads to its part of claims.md.
+
+    Of a claim that isn't testable the last cell says why.
+    """
+    rows = ["| claim | verdict | figure, or what is missing |", "|---|---|---|"]
+    for each in entries:
+        verdict = f"[{each['verdict']}]({PAGE}#{_anchor(each)})"
+        rows.append(f"| {SHORT.get(each['id'], each['claim'])} | {verdict} | {_figure(each)} |")
+    return "\n".join(rows)
+
+
+def with_table(text: str, entries: Sequence[dict]) -> str:
+    """A README with the table between its marks; one without marks is left as it is."""
+    between = f"(?<={re.escape(BEGIN)}\n).*?(?={re.escape(END)})"
+    return re.sub(between, lambda _: f"\n{table(entries)}\n\n", text, flags=re.DOTALL)
+
+
+def _anchor(entry: dict) -> str:
+    """Of the entry's heading in claims.md, as GitHub makes it."""
+    return f"{entry['id']}-{entry['verdict']}".replace(" ", "-")
+
+
+def _figure(entry: dict) -> str:
+    if entry["figure"] is None:
+        return re.split("[:;]", entry["seen"])[0]
+    said = f"{entry['figure']:.4f} {entry['unit'].split(',')[0]}"
+    if entry["interval"] is None:
+        return said
+    low, high = entry["interval"]
+    return f"{said} ({low:.4f} to {high:.4f})"

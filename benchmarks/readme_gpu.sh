@@ -1,0 +1,66 @@
+#!/usr/bin/env bash
+# The README's commands that need a GPU, in its order:
+#
+#     DATA='/my/text_train_*.bin' VAL_DATA='/my/text_val_*.bin' benchmarks/readme_gpu.sh
+#
+# Each is run as it stands there, in the folder OUT; the README's globs are these two. Where one fails the others are run
+# all the same, and the script ends with 1. About half an hour on an H100 for one GPU; what takes eight is left out on
+# fewer, and said. parity_tests/test_readme_commands.py checks that no command of the README is missing here.
+#
+# Last run: not run yet (date, card, versions, what failed).
+#
+# Variables:
+#   DATA       needed           glob of shards of GPT-2 tokens to train on, with its folder's whole path
+#   VAL_DATA   needed           the same of the shards to validate on; 1,048,577 tokens at least
+#   OUT        runs/readme-gpu  folder of all that is written; must be new
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+DATA=${DATA:?is the glob of the shards to train on}
+VAL_DATA=${VAL_DATA:?is the glob of the shards to validate on}
+OUT=${OUT:-runs/readme-gpu}
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
+cards=$(nvidia-smi --list-gpus | wc -l)
+failed=0
+
+# run COMMAND...: that command, said before; a failure is noted
+run() {
+    printf '\n%s  %s\n' "$(date +%T)" "$*"
+    if ! "$@"; then
+        printf 'FAILED: %s\n' "$*"
+        failed=1
+    fi
+}
+
+# run_on CARDS COMMAND...: the same, where there are so many GPUs
+run_on() {
+    local needed=$1
+    shift
+    if ((cards < needed)); then
+        printf '\nLEFT OUT, for %s GPUs: %s\n' "$needed" "$*"
+    else
+        run "$@"
+    fi
+}
+
+mkdir -p "$(dirname "$OUT")"
+mkdir "$OUT"
+cd "$OUT"
+date +%F
+nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
+python -c 'import jax, torch; print("jax", jax.__version__, "torch", torch.__version__)'
+
+run python -m jaxgpt.bridge --recipe muon-2024-10-12 --out w.safetensors
+run python -m jaxgpt.train --recipe muon-2024-10-12 --mesh 1 --init-from w.safetensors --steps 200 --val-every 50 \
+    --val-tokens 1048576 --data "$DATA" --val-data "$VAL_DATA" --run runs/jax
+run python -m torch_ref.train --recipe muon-2024-10-12 --mesh 1 --init-from w.safetensors --steps 200 --val-every 50 \
+    --val-tokens 1048576 --data "$DATA" --val-data "$VAL_DATA" --run runs/torch
+run python -m jaxgpt.compare runs/jax runs/torch --out report
+run python -m benchmarks.loader --recipe muon-2024-10-12 --data "$DATA"
+run python -m benchmarks.throughput --recipe muon-2024-10-12 --data "$DATA" --val-data "$VAL_DATA" --out throughput.json
+run python -m benchmarks.breakdown --recipe muon-2024-10-12
+run_on 8 python -m benchmarks.scaling --recipe muon-2024-10-12 --devices 1 2 4 8 --out scaling.json
+run python -m launch.plan --topology h100:8
+run python -m benchmarks.growth --out growth.json
+
+exit "$failed"
