@@ -52,8 +52,6 @@ def _anchor(entry: dict) -> str:
 def _figure(entry: dict) -> str:
     if entry["figure"] is None:
         return re.split("[:;]", entry["seen"])[0]
-    said = f"{entry['figure']:.4f} {entry['unit'].split(',')[0]}"
-    if entry["interval"] is None:
-        return said
-    low, high = entry["interval"]
-    return f"{said} ({low:.4f} to {high:.4f})"
+    number = "{:.1%}".format if entry["unit"].startswith("of ") else "{:.4f}".format
+    said = f"{number(entry['figure'])} {entry['unit'].split(',')[0]}"
+    return said if entry["interval"] is None else f"{said} ({' to '.join(map(number, entry['interval']))})"
