@@ -260,4 +260,4 @@ DECODED_LOGITS = {"float64": 1e-14, "float32": 5e-6}
 
 SEVERAL_PROCESSES = 1e-6
 """Losses of 20 steps of several processes, and after a checkpoint that one of them goes on from, relative to those of
-one process. float32."""
+one process. float32. Measured 2.0e-7."""
