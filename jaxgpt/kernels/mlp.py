@@ -14,10 +14,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu
 from jaxtyping import Array, Float
 
-TILE, DEPTH, PATCH = 128, 64, 64
-"""A warpgroup's tile is 128 x 128, which leaves in patches of 64 x 64; 64 numbers are multiplied at once."""
-LAG = 1
-"""Products that are still running when the next is begun."""
+TILE, DEPTH, BANK = 128, 64, 64
+"""A warpgroup's tile is 128 x 128, of which 64 columns at a time leave; 64 numbers are multiplied at once."""
 CLUSTER = 2
 """Thread blocks side by side that share what they read of the left factor."""
 
@@ -76,11 +74,10 @@ def _product(a, b, active=None, *, processors):
     """A product by tiles, each taken over all its depth by two warpgroups while a third fetches; then the epilogue."""
     (rows, depth), columns = a.shape, b.shape[1]
     tiles = rows // (2 * TILE), columns // (CLUSTER * TILE)
-    layout = mosaic_gpu.TilingTransform((8, PATCH)), mosaic_gpu.SwizzleTransform(2 * PATCH)
-    shared = functools.partial(mosaic_gpu.BlockSpec, memory_space=mosaic_gpu.SMEM, transforms=layout, delay_release=LAG)
+    layout = mosaic_gpu.TilingTransform((8, BANK)), mosaic_gpu.SwizzleTransform(2 * BANK)
+    shared = functools.partial(mosaic_gpu.BlockSpec, memory_space=mosaic_gpu.SMEM, transforms=layout)
     forward = active is None
-    patches = [(row, column) for row in range(0, TILE, PATCH) for column in range(0, TILE, PATCH)]
-    stages, slots = (4, 2) if forward else (3, len(patches))
+    stages, banks = (4, 1) if forward else (3, 2)
 
     def pipeline(multiply, around):
         return mosaic_gpu.emit_pipeline_warp_specialized(
@@ -104,52 +101,54 @@ def _product(a, b, active=None, *, processors):
         @functools.partial(
             pl.run_scoped,
             allocations=unused.get_allocations(a_ref, b_ref),
-            patch_ref=mosaic_gpu.SMEM((2, slots, PATCH, PATCH), out_ref.dtype, transforms=layout),
-            arrived=None if forward else mosaic_gpu.Barrier(num_barriers=2 * slots),
+            bank_ref=mosaic_gpu.SMEM((2, banks, TILE, BANK), out_ref.dtype, transforms=layout),
+            arrived=None if forward else mosaic_gpu.Barrier(num_barriers=2 * banks),
             collective_axes="warpgroup",
         )
-        def tiled(allocations, patch_ref, arrived):
+        def tiled(allocations, bank_ref, arrived):
             warpgroup, block = lax.axis_index("warpgroup"), lax.axis_index("cluster")
 
             @mosaic_gpu.nd_loop((tiles[0] * tiles[1],), collective_axes="blocks")
             def tile(loop):
                 i, j = mosaic_gpu.planar_snake(loop.index[0], tiles, 1, 16)
                 i, j = i * 2 * TILE, (j * CLUSTER + block) * TILE
+                mine = pl.ds(i + warpgroup * TILE, TILE)
 
-                def patch_of(ref, row, column):
-                    return ref.at[pl.ds(i + warpgroup * TILE + row, PATCH), pl.ds(j + column, PATCH)]
+                def bank_of(ref, bank):
+                    return ref.at[mine, pl.ds(j + bank * BANK, BANK)]
 
                 def around(run):
                     if not forward:
                         mosaic_gpu.wait_smem_to_gmem(0, wait_read_only=True)
-                        for slot, patch in enumerate(patches):
-                            source, barrier = patch_of(active_refs[0], *patch), arrived.at[warpgroup * slots + slot]
-                            mosaic_gpu.copy_gmem_to_smem(source, patch_ref.at[warpgroup, slot], barrier)
+                        for bank in range(banks):
+                            barrier = arrived.at[warpgroup * banks + bank]
+                            source = bank_of(active_refs[0], bank)
+                            mosaic_gpu.copy_gmem_to_smem(source, bank_ref.at[warpgroup, bank], barrier)
 
                     @functools.partial(pl.run_scoped, sums_ref=mosaic_gpu.ACC((TILE, TILE), jnp.float32))
                     def multiplied(sums_ref):
                         run(sums_ref)
                         product = sums_ref[...].astype(out_ref.dtype)
-                        for number, (row, column) in enumerate(patches):
-                            here = patch_ref.at[warpgroup, number % slots]
-                            part = product[row : row + PATCH, column : column + PATCH].astype(jnp.float32)
+                        for bank in range(TILE // BANK):
+                            here = bank_ref.at[warpgroup, bank % banks]
+                            part = product[:, bank * BANK : (bank + 1) * BANK].astype(jnp.float32)
                             if forward:
-                                mosaic_gpu.wait_smem_to_gmem(1, wait_read_only=True)
+                                mosaic_gpu.wait_smem_to_gmem(0, wait_read_only=True)
                                 part = jnp.maximum(part, 0.0)
                                 here[...] = (part * part).astype(out_ref.dtype)
                             else:
-                                mosaic_gpu.barrier_wait(arrived.at[warpgroup * slots + number])
+                                mosaic_gpu.barrier_wait(arrived.at[warpgroup * banks + bank])
                                 square = here[...].astype(jnp.float32)
                                 root = square * lax.rsqrt(jnp.maximum(square, jnp.finfo(jnp.float32).tiny))
                                 here[...] = (2.0 * root.astype(out_ref.dtype).astype(jnp.float32) * part).astype(
                                     out_ref.dtype
                                 )
                             mosaic_gpu.commit_smem()
-                            mosaic_gpu.copy_smem_to_gmem(here, patch_of(out_ref, row, column))
+                            mosaic_gpu.copy_smem_to_gmem(here, bank_of(out_ref, bank))
 
                 def multiply(_, a_smem, b_smem, sums_ref):
                     mosaic_gpu.wgmma(sums_ref, a_smem.at[pl.ds(warpgroup * TILE, TILE)], b_smem)
-                    mosaic_gpu.wgmma_wait(LAG)
+                    mosaic_gpu.wgmma_wait(0)
                     return sums_ref
 
                 left, right = a_ref.at[pl.ds(i, 2 * TILE), :], b_ref.at[:, pl.ds(j, TILE)]
