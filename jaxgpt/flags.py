@@ -49,7 +49,8 @@ class Flags:
     rounding: Literal["free", "pinned"] = "free"
     """pinned, the parity mode: JAX leaves out no rounding to bfloat16 that PyTorch makes. free: XLA may."""
     kernels: Literal["auto", "plain", "fused"] = "auto"
-    """JAX's: fused takes kernels of our own where they can run; auto does so on GPUs, plain leaves all to XLA."""
+    """JAX's: fused takes kernels of our own where they can run; auto does so on GPUs unless
+    rounding is pinned, plain leaves all to XLA."""
     val_every: int | None = None
     """Updates between validations."""
     val_tokens: int | None = None

@@ -118,17 +118,14 @@ def _scan_chunks(x_ND, w_VD, bias_V, targets_N, form, gradients):
     counted = tokens if form.reduction == "mean" else 1
     is_fused = gradients and form.kernels == "fused" and bias_V is None and form.logit_cap is None
 
-    def chunk(sums, xs):
-        x_CD, targets_C = xs
-        x_CD = x_CD.astype(form.compute)
-        # Targets are picked before the cast: a gather from wide logits would have them all written out wide.
-        narrow_CV = x_CD @ w_compute.T
+    def scored(narrow_CV, targets_C):
+        """The losses of a chunk's logits, with the gradient of the logits and of the bias; None where not wanted."""
         if is_fused:
             ids = form.token_ids or w_VD.shape[0]
             dlogits_CV, losses_C = softmax_gradient(narrow_CV, targets_C, ids, 1 / counted)
-            dw_VD = sums[1] + lax.dot_general(dlogits_CV, x_CD, (((0,), (0,)), ((), ())), preferred_element_type=wide)
-            return (sums[0] + jnp.sum(losses_C), dw_VD, None), (dlogits_CV @ w_compute).astype(x_ND.dtype)
+            return losses_C, dlogits_CV, None
         narrow_CV = narrow_CV if bias_V is None else narrow_CV + bias_V.astype(form.compute)
+        # Targets are picked before the cast: a gather from wide logits would have them all written out wide.
         picked_C = cap(jnp.take_along_axis(narrow_CV, targets_C[:, None], axis=1)[:, 0].astype(wide), form.logit_cap)
         raw_CV = narrow_CV.astype(wide)
         logits_CV = cap(raw_CV, form.logit_cap)
@@ -136,16 +133,25 @@ def _scan_chunks(x_ND, w_VD, bias_V, targets_N, form, gradients):
         if form.token_ids is not None:
             logits_CV = jnp.where(ids_CV < form.token_ids, logits_CV, -jnp.inf)
         logsumexp_C = jax.nn.logsumexp(logits_CV, axis=1)
-        loss = sums[0] + jnp.sum(logsumexp_C - picked_C)
+        losses_C = logsumexp_C - picked_C
         if not gradients:
-            return (loss, *sums[1:]), None
+            return losses_C, None, None
         target_CV = ids_CV == targets_C[:, None]
         dlogits_CV = (jnp.exp(logits_CV - logsumexp_C[:, None]) - target_CV) / counted
         if form.logit_cap is not None:  # the derivative of c z / sqrt(z^2 + c^2)
             dlogits_CV *= (form.logit_cap * lax.rsqrt(jnp.square(raw_CV) + form.logit_cap**2)) ** 3
-        db_V = None if bias_V is None else sums[2] + jnp.sum(dlogits_CV, axis=0)
-        dlogits_CV = dlogits_CV.astype(form.compute)
+        db_V = None if bias_V is None else jnp.sum(dlogits_CV, axis=0)
+        return losses_C, dlogits_CV.astype(form.compute), db_V
+
+    def chunk(sums, xs):
+        x_CD, targets_C = xs
+        x_CD = x_CD.astype(form.compute)
+        losses_C, dlogits_CV, db_V = scored(x_CD @ w_compute.T, targets_C)
+        loss = sums[0] + jnp.sum(losses_C)
+        if not gradients:
+            return (loss, *sums[1:]), None
         dw_VD = sums[1] + lax.dot_general(dlogits_CV, x_CD, (((0,), (0,)), ((), ())), preferred_element_type=wide)
+        db_V = None if db_V is None else sums[2] + db_V
         return (loss, dw_VD, db_V), (dlogits_CV @ w_compute).astype(x_ND.dtype)
 
     n = chunks(tokens)

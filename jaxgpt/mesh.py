@@ -185,11 +185,13 @@ def compiler_options(mesh: Mesh, rounding: Literal["free", "pinned"] = "free") -
     return options | ({"xla_gpu_enable_triton_gemm": False} if mesh.devices.flat[0].platform in _GPU else {})
 
 
-def kernels(mesh: Mesh, asked: Literal["auto", "plain", "fused"]) -> Literal["plain", "fused"]:
-    """Whether to take the kernels of `jaxgpt.kernels`, which "auto" does on GPUs."""
+def kernels(
+    mesh: Mesh, asked: Literal["auto", "plain", "fused"], rounding: Literal["free", "pinned"] = "free"
+) -> Literal["plain", "fused"]:
+    """Whether to take the kernels of `jaxgpt.kernels`: "auto" does on GPUs, unless roundings are to be PyTorch's."""
     if asked != "auto":
         return asked
-    return "fused" if mesh.devices.flat[0].platform == "gpu" else "plain"
+    return "fused" if mesh.devices.flat[0].platform == "gpu" and rounding == "free" else "plain"
 
 
 def cached_compilation() -> dict[str, int]:

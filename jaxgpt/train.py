@@ -237,7 +237,7 @@ def run(argv: list[str], flags: Flags, devices: Mesh, interrupt: Interrupt) -> N
         flags.dtype,
         attention="exact" if platform == "cpu" else "fast",
         rounding=flags.rounding,
-        kernels=mesh.kernels(devices, flags.kernels),
+        kernels=mesh.kernels(devices, flags.kernels, flags.rounding),
     )
     jax.config.update("jax_enable_x64", "float64" in dataclasses.astuple(exactly))
     data, config = recipe.data, recipe.model

@@ -126,7 +126,8 @@ def moved(weights: Weights, seed: int) -> Weights:
 def pair_of(recipe: Recipe, device: Device, rounding: Rounding = "free") -> Pair:
     """Both frameworks' steps of the recipe in its own precision, with the kernels that train on that device."""
     micro_batch = recipe.data.micro_batch
-    attention, kernels = ("exact", "plain") if device == "cpu" else ("fast", "fused")
+    attention = "exact" if device == "cpu" else "fast"
+    kernels = "fused" if device == "gpu" and rounding == "free" else "plain"
     exactly = precision(recipe, None, attention, rounding, kernels)
     devices = jaxgpt.mesh.make_mesh_of(jax.devices(device)[:1])
     place = torch_ref.mesh.Mesh(0, 1, torch_device(device))

@@ -47,7 +47,8 @@ def recipe_at_scale(name: str, device: Device) -> Recipe:
 def pair_at_scale(name: str, dtype: str | None, device: Device, rounding: Literal["free", "pinned"] = "free") -> Pair:
     """Both frameworks' steps on that device: in bfloat16 a step's sequences at once, in wider dtypes a few on a GPU."""
     recipe = recipe_at_scale(name, device)
-    attention, kernels = ("exact", "plain") if device == "cpu" else ("fast", "fused")
+    attention = "exact" if device == "cpu" else "fast"
+    kernels = "fused" if device == "gpu" and rounding == "free" else "plain"
     exactly = precision(recipe, dtype, attention, rounding, kernels)
     mesh = jaxgpt.mesh.make_mesh_of(jax.devices(device)[:1])
     place = torch_ref.mesh.Mesh(0, 1, torch_device(device))

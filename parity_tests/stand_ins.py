@@ -1,6 +1,7 @@
-"""Stand-ins for srun, scontrol, gcloud, nvidia-smi and python on PATH, which record how they were called.
+"""Stand-ins for srun, scontrol, gcloud, nvidia-smi, pkill and python on PATH, which record how they were called.
 
-Where one starts something, it runs on this machine: two processes on loopback for two nodes.
+Where one starts something, it runs on this machine: two processes on loopback for two nodes. A real pkill would end
+every run that this machine has.
 """
 
 import json
@@ -80,6 +81,12 @@ called("scontrol", sys.argv[1:], {})
 print("127.0.0.1\\n127.0.0.1" if "hostnames" in sys.argv else "")
 """
 NVIDIA_SMI = "from stand_in import called"
+PKILL = """
+import sys
+from stand_in import called
+
+called("pkill", sys.argv[1:], {})
+"""
 STAND_IN = """
 import json, os
 
@@ -98,7 +105,8 @@ class Machine:
         self.bin.mkdir()
         (self.bin / "stand_in.py").write_text(STAND_IN, encoding="utf-8")
         sources = {"python": PYTHON, "srun": SRUN, "gcloud": GCLOUD, "scontrol": SCONTROL, "nvidia-smi": NVIDIA_SMI}
-        for name in stand_ins:
+        sources["pkill"] = PKILL
+        for name in (*stand_ins, "pkill"):
             (self.bin / name).write_text(f"#!{sys.executable}\n{sources[name]}", encoding="utf-8")
             (self.bin / name).chmod(0o755)
 

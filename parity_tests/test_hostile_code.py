@@ -11,7 +11,7 @@ READERS = sorted(path for room in ("jaxgpt", "torch_ref", "benchmarks") for path
 MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "code", "runpy", "yaml"}
 BUILTINS = {"eval", "exec", "compile", "__import__"}
 LOADERS = {"load", "loads", "read_pickle", "load_module", "exec_module", "import_module", "system", "popen"}
-HARMLESS = {("json", "loads"), ("json", "load")}
+HARMLESS = {("json", "loads"), ("json", "load"), ("triton", "load")}
 
 
 def executing(source: str) -> list[str]:

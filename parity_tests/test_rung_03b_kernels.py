@@ -138,3 +138,14 @@ def test_the_hopper_kernel_can_be_made_for_a_gpu(backward):
 
 def test_a_product_that_no_kernel_takes_is_xlas():
     assert not mlp.fits(numbers(256, 64, dtype="bfloat16"), numbers(64, 256, dtype="bfloat16"))  # there is no GPU
+
+
+@pytest.mark.parametrize(("asked", "taken"), [("auto", "plain"), ("plain", "plain"), ("fused", "fused")])
+def test_kernels_are_taken_on_gpus_unless_asked_otherwise(asked, taken):
+    assert mesh.kernels(mesh.make_mesh_of(jax.devices()[:1]), asked) == taken
+
+
+def test_only_bfloat16_takes_kernels():
+    recipe = reduced("muon-2024-10-12")
+    taken = [precision(recipe, dtype, "fast", kernels="fused").kernels for dtype in ("bfloat16", "float32", "float64")]
+    assert taken == ["fused", "plain", "plain"]

@@ -264,4 +264,4 @@ fan-in for fan-out in one of the two, 0.016."""
 
 SEVERAL_PROCESSES = 1e-6
 """Losses of 20 steps of several processes, and after a checkpoint that one of them goes on from, relative to those of
-one process. float32."""
+one process. float32. Measured 2.0e-7."""
