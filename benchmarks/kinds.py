@@ -9,16 +9,31 @@ from collections import Counter
 from benchmarks.hlo import Instruction
 
 GEMM, NEWTON_SCHULZ, ATTENTION = "GEMM", "Newton-Schulz GEMM", "attention"
+GEMM_ACTIVATION = "GEMM with activation"
 CROSS_ENTROPY, NORMS, ROTARY, ACTIVATION = "cross-entropy", "norms", "rotary", "activation"
 RESIDUAL, EMBEDDING, GRADIENT_SUM, CASTS = "residual", "embedding", "gradient sum", "weight casts"
 OPTIMIZER, COPIES, COLLECTIVES, UNKNOWN = "optimiser", "copies", "collectives", "unknown"
-_MODEL = (GEMM, ATTENTION, CROSS_ENTROPY, NORMS, ROTARY, ACTIVATION, RESIDUAL, EMBEDDING, GRADIENT_SUM, CASTS)
+_MODEL = (
+    GEMM,
+    GEMM_ACTIVATION,
+    ATTENTION,
+    CROSS_ENTROPY,
+    NORMS,
+    ROTARY,
+    ACTIVATION,
+    RESIDUAL,
+    EMBEDDING,
+    GRADIENT_SUM,
+    CASTS,
+)
 KINDS = (*_MODEL, NEWTON_SCHULZ, OPTIMIZER, COPIES, COLLECTIVES, UNKNOWN)
 
 _FUNCTIONS = {
     ATTENTION: "attend _written_out Attention",
-    CROSS_ENTROPY: "cross_entropy _cross_entropy _scan_chunks _forward _backward plain_cross_entropy logits cap",
-    NORMS: "rms_norm Norm",
+    GEMM_ACTIVATION: "activated_product gradient_product _product",
+    CROSS_ENTROPY: "cross_entropy _cross_entropy _scan_chunks _forward _backward plain_cross_entropy logits cap "
+    "softmax_gradient",
+    NORMS: "rms_norm Norm add_norm _add_norm_forward _add_norm_backward _norm_forward _norm_backward",
     ROTARY: "rotate rotary_tables",
     ACTIVATION: "relu_squared gelu gelu_tanh",
     RESIDUAL: "Block",

@@ -35,17 +35,17 @@ def add_norm(
       copies: how many users the normalised rows have.
       factor: of y, whose product is rounded to y's dtype; None is 1.
     """
-    total, normed, _ = _forward(x, y, eps, factor)
+    total, normed, _ = _norm_forward(x, y, eps, factor)
     return total, *[normed] * copies
 
 
 def _add_norm_forward(x, y, eps, copies, factor):
-    total, normed, scale = _forward(x, y, eps, factor)
+    total, normed, scale = _norm_forward(x, y, eps, factor)
     return (total, *[normed] * copies), (normed, scale)
 
 
 def _add_norm_backward(eps, copies, factor, kept, gradients):
-    return _backward(factor, *kept, *gradients)
+    return _norm_backward(factor, *kept, *gradients)
 
 
 add_norm.defvjp(_add_norm_forward, _add_norm_backward)
@@ -86,7 +86,7 @@ def _call(kernel, results, *operands, **settings):
     )(*operands)
 
 
-def _forward(x, y, eps, factor):
+def _norm_forward(x, y, eps, factor):
     """The sum, its norm, and 1 / sqrt(mean + eps) of each row."""
     wide = jnp.promote_types(x.dtype, jnp.float32)
 
@@ -105,7 +105,7 @@ def _forward(x, y, eps, factor):
     return _call(kernel, results, x, y)
 
 
-def _backward(factor, normed, scale, d_total, *d_normed):
+def _norm_backward(factor, normed, scale, d_total, *d_normed):
     """d_total + scale (g - n mean(n g)) for the sum g of d_normed, in x's dtype; `factor` times that in y's."""
 
     def kernel(normed_ref, scale_ref, d_total_ref, *refs):
