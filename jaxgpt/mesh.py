@@ -188,10 +188,17 @@ def compiler_options(mesh: Mesh, rounding: Literal["free", "pinned"] = "free") -
 def kernels(
     mesh: Mesh, asked: Literal["auto", "plain", "fused"], rounding: Literal["free", "pinned"] = "free"
 ) -> Literal["plain", "fused"]:
-    """Whether to take the kernels of `jaxgpt.kernels`: "auto" does on GPUs, unless roundings are to be PyTorch's."""
+    """Whether to take the kernels of `jaxgpt.kernels`: "auto" does on GPUs, unless roundings are to be PyTorch's.
+
+    Raises:
+      BadInput: they are asked for, and the devices aren't GPUs.
+    """
+    platform = mesh.devices.flat[0].platform
+    if asked == "fused" and platform not in _GPU:
+        raise BadInput(f"--kernels fused: they are for GPUs, and this runs on a {platform}; leave it out")
     if asked != "auto":
         return asked
-    return "fused" if mesh.devices.flat[0].platform == "gpu" and rounding == "free" else "plain"
+    return "fused" if platform in _GPU and rounding == "free" else "plain"
 
 
 def cached_compilation() -> dict[str, int]:

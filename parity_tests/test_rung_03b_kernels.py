@@ -1,6 +1,7 @@
 """Rung 3b: the kernels of `jaxgpt.kernels` against their plain forms. Without a GPU they run interpreted."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import jaxgpt.kernels.norm
 import jaxgpt.kernels.softmax
 from jaxgpt import mesh
 from jaxgpt.checkpoint import named
+from jaxgpt.errors import BadInput
 from jaxgpt.kernels import mlp
 from jaxgpt.kernels.norm import add_norm, plain_add_norm
 from jaxgpt.kernels.softmax import plain_softmax_gradient, softmax_gradient
@@ -140,9 +142,29 @@ def test_a_product_that_no_kernel_takes_is_xlas():
     assert not mlp.fits(numbers(256, 64, dtype="bfloat16"), numbers(64, 256, dtype="bfloat16"))  # there is no GPU
 
 
-@pytest.mark.parametrize(("asked", "taken"), [("auto", "plain"), ("plain", "plain"), ("fused", "fused")])
-def test_kernels_are_taken_on_gpus_unless_asked_otherwise(asked, taken):
-    assert mesh.kernels(mesh.make_mesh_of(jax.devices()[:1]), asked) == taken
+def of(platform):
+    """As much of a mesh as is asked for its platform."""
+    return SimpleNamespace(devices=np.array([SimpleNamespace(platform=platform)]))
+
+
+@pytest.mark.parametrize(
+    ("platform", "asked", "rounding", "taken"),
+    [
+        ("gpu", "auto", "free", "fused"),
+        ("gpu", "auto", "pinned", "plain"),
+        ("gpu", "fused", "pinned", "fused"),
+        ("gpu", "plain", "free", "plain"),
+        ("cpu", "auto", "free", "plain"),
+        ("tpu", "auto", "free", "plain"),
+    ],
+)
+def test_kernels_are_taken_on_gpus_unless_asked_otherwise(platform, asked, rounding, taken):
+    assert mesh.kernels(of(platform), asked, rounding) == taken
+
+
+def test_kernels_asked_for_where_no_gpu_is_are_refused():
+    with pytest.raises(BadInput, match=r"--kernels fused: they are for GPUs, and this runs on a cpu; leave it out"):
+        mesh.kernels(of("cpu"), "fused")
 
 
 def test_only_bfloat16_takes_kernels():
