@@ -1,7 +1,7 @@
 """What is trained: one frozen dataclass per published run. This file imports neither JAX nor PyTorch.
 
 A recipe says WHAT is trained and holds the published result; a command line says where and how long, and
-`jaxgpt.config.Precision` how exactly. Sources: the scripts and logs of github.com/KellerJordan/modded-nanogpt at the
+`jaxgpt.precision.Precision` how exactly. Sources: the scripts and logs of github.com/KellerJordan/modded-nanogpt at the
 day in a recipe's name, and github.com/karpathy/llm.c.
 
 `python -m jaxgpt.recipes` prints them all, `python -m jaxgpt.recipes NAME` one in full.
@@ -16,12 +16,11 @@ from jaxgpt.config import (
     Expected,
     ModelConfig,
     OptimizerConfig,
-    Precision,
     Recipe,
     ScheduleConfig,
-    precision,
 )
 from jaxgpt.errors import BadInput
+from jaxgpt.precision import Precision, precision
 
 __all__ = [
     "RECIPES",
