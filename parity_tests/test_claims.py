@@ -22,7 +22,8 @@ from parity_tests.programs import ROOT
 RESULTS = ROOT / "results"
 VERDICTS = {"verified", "refuted", "underpowered", "not testable"}
 LARGE = {"124m-adamw-lrA-100-jax": 5.3, "124m-adamw-lrB-100-jax": 5.1, "124m-adamw-lrC-100-jax": 5.2}
-LARGE |= {f"124m-{kind}-{of}": loss for kind, loss in (("adamw-300", 4.4), ("muon-200", 4.3)) for of in ("jax", "torch")}
+ENDS = {"adamw-300": 4.4, "muon-200": 4.3}
+LARGE |= {f"124m-{kind}-{of}": loss for kind, loss in ENDS.items() for of in ("jax", "torch")}
 
 
 @pytest.fixture
@@ -383,9 +384,6 @@ def test_the_record_is_not_testable_and_its_extrapolation_is_marked(results):
     found = entry(results, "f-record")
     assert (found["verdict"], found["figure"], found["command"]) == ("not testable", None, "launch/gpu8.sh")
     assert found["extrapolation"]["how"].startswith("EXTRAPOLATION, not a measurement")
-
-
-# Bad input
 
 
 def test_a_folder_that_is_not_there_is_one_line(tmp_path, capsys):
