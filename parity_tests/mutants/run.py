@@ -31,7 +31,7 @@ HEAVY += ("safetensors.numpy", "safetensors.torch", "torch.distributed", "jaxtyp
 RUNGS = {
     "tokens": ["0"],
     "muon": ["1", "3b", "6", "9"],
-    "model": ["3", "4", "5", "2", "8"],
+    "model": ["3", "4", "5", "3b", "2", "8"],
     "loss": ["3b", "4", "5", "3"],
     "optimizer": ["6", "7", "9", "10", "8"],
 }

@@ -19,7 +19,7 @@ CLIMB: dict[str, list[str]] = {
     "1": ["test_rung_01_newton_schulz.py"],
     "2": ["test_rung_02_initial_weights.py"],
     "3": ["test_rung_03_logits.py"],
-    "3b": ["test_rung_03b_fast_paths.py", "test_rung_03b_matrices.py"],
+    "3b": ["test_rung_03b_kernels.py", "test_rung_03b_fast_paths.py", "test_rung_03b_matrices.py"],
     "4": ["test_rung_04_loss.py"],
     "5": ["test_rung_05_gradients.py"],
     "6": ["test_rung_06_update.py", "test_rung_06_soap_shampoo.py"],
