@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from jaxgpt.flops import BF16_PEAKS
-from jaxgpt.rates import RATES, Rates, scaled
+from jaxgpt.rates import RATES, WITHOUT_KERNELS, Rates, scaled
 
 GIB = 2**30
 _MEASURED = "NVIDIA H100 80GB HBM3"
@@ -92,4 +92,5 @@ def rates_of(chip: Chip) -> Rates | None:
         return None
     measured = next(each for each in CHIPS.values() if each.kind == _MEASURED)
     operations = BF16_PEAKS[chip.kind] / BF16_PEAKS[_MEASURED]
-    return scaled(RATES[_MEASURED], operations, chip.bandwidth / measured.bandwidth, chip.kind)
+    rates = WITHOUT_KERNELS if chip.platform == "tpu" else RATES[_MEASURED]
+    return scaled(rates, operations, chip.bandwidth / measured.bandwidth, chip.kind)

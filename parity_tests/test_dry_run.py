@@ -65,7 +65,7 @@ def test_steps_tokens_and_rounds_are_said():
 
 
 def test_time_on_a_measured_card_is_marked_as_an_estimate():
-    assert said()["time"].startswith("an estimate: 102 minutes, 1019 ms a step")
+    assert said()["time"].startswith("an estimate: 93.6 minutes, 936 ms a step")
 
 
 def test_time_on_another_card_is_not_known():
