@@ -55,7 +55,7 @@ def document(run: Run) -> dict:
         "written": run.written,
         "verdict": verdict(rungs, failures, run.interrupted),
         "command": list(run.command),
-        "seconds": round(run.seconds, 1),
+        "seconds": round(run.seconds, 3),
         "totals": _counts(Rung(run.outcomes, len(run.not_reached), len(run.left_out))),
         "claims": [_claim(claim, rungs, run) for claim in CLAIMS] + [dict(QUALITY)],
         "rungs": [_rung(number, rung, files[number], run) for number, rung in rungs.items()],
