@@ -3,6 +3,7 @@
 CASE is the JSON of a `Case`. Prints one JSON object: milliseconds of each step, tokens a second, operations a second.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -12,6 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
+from unittest import mock
 
 from jaxgpt.errors import exit_codes
 from jaxgpt.flops import newton_schulz_flops, token_flops
@@ -106,11 +108,10 @@ def main(argv: list[str] | None = None) -> None:
     case = from_json(Case, json.loads(text), "case")
     recipe = grown(case)
     was = Recorded(trainer, recipe, precision(recipe, None, attention="fast"), case.micro_batch, case.devices)
-    if not case.dealt:
-        replicate()
     from benchmarks.step_cost import program
 
-    made = program(was, case.devices)
+    with contextlib.nullcontext() if case.dealt else replicated():
+        made = program(was, case.devices)
     for _ in range(_UNTIMED):
         made.step()
     ms, cpu = [], time.process_time()
@@ -122,12 +123,11 @@ def main(argv: list[str] | None = None) -> None:
     print(json.dumps(measured(case, ms, cpu_ms, made.devices[0], made.versions)))
 
 
-def replicate() -> None:
-    """Let every device orthogonalise all matrices: what the trainer's way of dealing them out is compared with."""
-    import jaxgpt.train as train
+def replicated() -> contextlib.AbstractContextManager:
+    """Steps made in it let every device orthogonalise all matrices: what dealing them out is compared with."""
+    from jaxgpt.optimizer import make_optimizer
 
-    deals = train.make_optimizer
-    train.make_optimizer = lambda recipe, precision, deal=None: deals(recipe, precision)  # type: ignore[assignment]
+    return mock.patch("jaxgpt.train.make_optimizer", lambda recipe, precision, deal: make_optimizer(recipe, precision))
 
 
 def measured(case: Case, ms: list[float], cpu_ms: float, card: str, versions: dict[str, str]) -> dict:

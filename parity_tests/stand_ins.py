@@ -12,8 +12,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from parity_tests.programs import ROOT
 
 LAUNCH = ROOT / "launch"
@@ -141,8 +139,7 @@ def value(words: list[str], flag: str) -> str:
 
 
 def tool(name: str) -> str:
-    """A checker of the extra `dev`, on PATH or beside this Python."""
+    """A checker of the extra `test`, on PATH or beside this Python."""
     found = shutil.which(name) or shutil.which(name, path=Path(sys.executable).parent)
-    if found is None:
-        pytest.skip(f"{name} isn't installed: pip install -e '.[dev]'")
+    assert found, f"{name} isn't installed: pip install -e '.[test]'"
     return found

@@ -62,7 +62,9 @@ def test_rates_ratios_and_peaks_are_the_measured_ones():
 
 def test_four_gpus_take_the_measured_step():
     (four,) = throughput_table.rows(read_results(KERNELS / "four.json"))
-    assert f"On four such GPUs a step takes {four.step_ms:.1f} ms" in README.replace("\n", " ")
+    shares = [rows(file)["jaxgpt"].step_ms / 4 / four.step_ms for file in ("muon-torch", "muon-published")]
+    says = f"On four such GPUs a step takes {four.step_ms:.1f} ms, {shares[0]:.0%} to {shares[1]:.0%} of four times one"
+    assert says.replace("% to", " to") in README.replace("\n", " ")
 
 
 def test_a_save_costs_what_was_measured():
