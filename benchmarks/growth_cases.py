@@ -107,7 +107,8 @@ def main(argv: list[str] | None = None) -> None:
     text, trainer, steps = sys.argv[1:] if argv is None else argv
     case = from_json(Case, json.loads(text), "case")
     recipe = grown(case)
-    was = Recorded(trainer, recipe, precision(recipe, None, attention="fast"), case.micro_batch, case.devices)
+    exactly = precision(recipe, None, attention="fast", kernels=kernels(trainer, case.devices))
+    was = Recorded(trainer, recipe, exactly, case.micro_batch, case.devices)
     from benchmarks.step_cost import program
 
     with contextlib.nullcontext() if case.dealt else replicated():
@@ -121,6 +122,15 @@ def main(argv: list[str] | None = None) -> None:
         ms.append((time.perf_counter() - started) * 1e3)
     cpu_ms = (time.process_time() - cpu) * 1e3 / len(ms)
     print(json.dumps(measured(case, ms, cpu_ms, made.devices[0], made.versions)))
+
+
+def kernels(trainer: str, devices: int) -> Literal["plain", "fused"]:
+    """Those that the trainer takes by itself on this machine; PyTorch has no choice of them."""
+    if trainer != "jaxgpt":
+        return "plain"
+    from jaxgpt import mesh
+
+    return mesh.kernels(mesh.make_mesh(devices), "auto")
 
 
 def replicated() -> contextlib.AbstractContextManager:

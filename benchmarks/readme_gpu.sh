@@ -14,18 +14,22 @@
 #   DATA       needed           glob of shards of GPT-2 tokens to train on, with its folder's whole path
 #   VAL_DATA   needed           the same of the shards to validate on; 1,048,577 tokens at least
 #   OUT        runs/readme-gpu  folder of all that is written; must be new
+#   ONLY       all              an extended regular expression: run the commands that it is found in, so that several
+#                               GPUs can share them. The runs want the weights, the report wants the runs
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 DATA=${DATA:?is the glob of the shards to train on}
 VAL_DATA=${VAL_DATA:?is the glob of the shards to validate on}
 OUT=${OUT:-runs/readme-gpu}
+ONLY=${ONLY:-.}
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 cards=$(nvidia-smi --list-gpus | wc -l)
 failed=0
 
 # run COMMAND...: that command, said before; a failure is noted
 run() {
+    [[ "$*" =~ $ONLY ]] || return 0
     printf '\n%s  %s\n' "$(date +%T)" "$*"
     if ! "$@"; then
         printf 'FAILED: %s\n' "$*"

@@ -30,9 +30,10 @@ from parity_tests import checkpoints
 from parity_tests.certificate import plugin as certificate
 from parity_tests.measured import curves_taken, taken
 from parity_tests.programs import ROOT, Ended, tiny_weights
-from parity_tests.whole_ladder import LowestRed, named_tests, own_share, share_out
+from parity_tests.whole_ladder import LowestRed, named_tests, own_share, share_out, visible_gpus
 
 LEFT_OUT = pytest.StashKey[int]()
+ALL_GPUS = pytest.StashKey[list[str]]()
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_num_cpu_devices", 8)
@@ -66,8 +67,9 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
     gpu, threads = own_share(os.environ, max(torch.cuda.device_count(), 1), len(os.sched_getaffinity(0)))
     torch.set_num_threads(threads)  # 124M weights are drawn and compared on the host
+    config.stash[ALL_GPUS] = visible_gpus(os.environ, torch.cuda.device_count())
     if hasattr(config, "workerinput"):  # the first process's choice would be all the others'
-        os.environ.setdefault("CUDA_VISIBLE_DEVICES", str(gpu))
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     jax.config.update("jax_platforms", "cuda,cpu")
     try:
         jax.devices("gpu")
@@ -126,6 +128,12 @@ def pytest_runtest_call(item: pytest.Item):
 def device(pytestconfig: pytest.Config) -> str:
     """`--device`: where the tests marked at_scale run."""
     return pytestconfig.getoption("--device")
+
+
+@pytest.fixture(scope="session")
+def all_gpus(pytestconfig: pytest.Config) -> list[str]:
+    """Names for CUDA_VISIBLE_DEVICES of the GPUs that all processes of the tests share; none without `--device gpu`."""
+    return pytestconfig.stash.get(ALL_GPUS, [])
 
 
 @pytest.fixture(scope="session")

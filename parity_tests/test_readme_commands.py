@@ -83,6 +83,13 @@ def gpu_script(machine: Machine, **variables: str) -> subprocess.CompletedProces
     return machine.run("../benchmarks/readme_gpu.sh", **(given | variables))
 
 
+def test_the_script_for_gpus_runs_only_what_it_is_asked_for(tmp_path):
+    machine = Machine(tmp_path, "python", "nvidia-smi")
+    assert gpu_script(machine, ONLY="compare|bridge").returncode == 0
+    started = [words[1] for words in machine.calls() if words[0] == "-m"]
+    assert started == ["jaxgpt.bridge", "jaxgpt.compare"]
+
+
 def is_run_on_a_gpu(command: str, started: list[list[str]]) -> bool:
     """The script may give more flags than the README."""
     for open_, given in SAID.items():

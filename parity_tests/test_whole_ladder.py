@@ -41,13 +41,19 @@ def test_the_command_line_decides_where_it_says_a_number(monkeypatch):
     assert processes(monkeypatch, 2, "parity_tests/", asked=0) == 0
 
 
-@pytest.mark.parametrize(("number", "share"), [(0, (0, 6)), (1, (1, 6)), (4, (0, 6))])
+@pytest.mark.parametrize(("number", "share"), [(0, ("0", 6)), (1, ("1", 6)), (4, ("0", 6))])
 def test_processes_take_the_gpus_in_turn_and_share_the_cores(number, share):
     assert own_share({WORKER: f"gw{number}", f"{WORKER}_COUNT": "5"}, gpus=2, cores=32) == share
 
 
 def test_a_process_alone_has_the_first_gpu_and_all_cores():
-    assert own_share({}, gpus=2, cores=32) == (0, 32)
+    assert own_share({}, gpus=2, cores=32) == ("0", 32)
+
+
+@pytest.mark.parametrize(("number", "gpu"), [(0, "5"), (1, "GPU-7f"), (2, "5")])
+def test_processes_take_none_but_the_gpus_that_are_visible(number, gpu):
+    environment = {WORKER: f"gw{number}", f"{WORKER}_COUNT": "3", "CUDA_VISIBLE_DEVICES": "5,GPU-7f"}
+    assert own_share(environment, gpus=2, cores=32)[0] == gpu
 
 
 def said(*red: str) -> list[str]:

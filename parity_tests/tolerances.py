@@ -252,6 +252,12 @@ RESUMED_ON_ANOTHER_MESH = 1e-6
 FUSED_GRADIENTS = 1e-5
 """A step's loss and gradients in float32 with `jaxgpt.kernels` and without. Measured 5.6e-7."""
 
+MESH_AT_SCALE = {
+    "cpu": {"loss": 1e-5, "gradients": 1e-5, "weights": 1e-4},
+    "gpu": {"loss": 1e-5, "gradients": 5e-5, "weights": 1e-4},
+}
+"""Several devices against one in float32."""
+
 FUSED_AT_SCALE = 5e-3
 """A bfloat16 kernel on a GPU against its plain form, which XLA may round elsewhere: half a step of bfloat16, 2e-3."""
 

@@ -31,16 +31,26 @@ def share_out(config: pytest.Config) -> None:
         options.numprocesses, options.dist = min(cores, PROCESSES), "loadfile"
 
 
-def own_share(environment: Mapping[str, str], gpus: int, cores: int) -> tuple[int, int]:
+def own_share(environment: Mapping[str, str], gpus: int, cores: int) -> tuple[str, int]:
     """Which GPU this process takes, and how many threads: of several processes (`-n`) every one has its share.
 
     Args:
-      environment: of the process, where pytest-xdist says which of them it is.
-      gpus: of this machine; at least 1.
-      cores: that these processes may use.
+      environment: of the process, where pytest-xdist says which of them it is, and CUDA_VISIBLE_DEVICES which GPUs
+        are theirs.
+      gpus: that they may use; at least 1.
+      cores: that they may use.
+
+    Returns: the GPU's name for CUDA_VISIBLE_DEVICES, and threads.
     """
     number = int(environment.get(WORKER, "gw0").removeprefix("gw"))
-    return number % gpus, max(cores // int(environment.get(f"{WORKER}_COUNT", "1")), 1)
+    names = visible_gpus(environment, gpus)
+    return names[number % len(names)], max(cores // int(environment.get(f"{WORKER}_COUNT", "1")), 1)
+
+
+def visible_gpus(environment: Mapping[str, str], gpus: int) -> list[str]:
+    """Names for CUDA_VISIBLE_DEVICES of the GPUs that this environment may use; as many as there are, without it."""
+    visible = environment.get("CUDA_VISIBLE_DEVICES", "")
+    return visible.split(",") if visible else [str(gpu) for gpu in range(gpus)]
 
 
 def named_tests(config: pytest.Config) -> bool:
