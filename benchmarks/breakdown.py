@@ -6,6 +6,7 @@
 A run's folder holds the trace of a few steps where it was trained with `--profile`. Every kernel of the trace is
 counted once, in the kind that its name says or, in a JAX program, the functions in which its operations stand; what
 fits no kind is the line `unknown`. The line `idle` is when no kernel ran on the device, `together` when several did.
+Of several devices it says what share of their exchanges' time was covered by other kernels.
 
 With `--recipe` both trainers are run here. JAX's command buffers are off then, for their kernels don't say which
 operation they are; times of steps come from `benchmarks.throughput`, where they are on.
@@ -24,7 +25,7 @@ from typing import Annotated
 
 import tyro
 
-from benchmarks.kinds import KINDS
+from benchmarks.kinds import COLLECTIVES, KINDS
 from benchmarks.traces import Kernel, kernels
 from benchmarks.trainer_runs import FailedRun, Plan, entry, run, shards
 from jaxgpt.commands import parse
@@ -78,6 +79,8 @@ class Breakdown:
     idle: float
     together: float
     """What the kinds' sum exceeds the busy time by, because kernels ran at once."""
+    overlapped: float
+    """Milliseconds of collectives during which other kernels ran as well."""
     longest: list[tuple[str, str, int, float]]
     """Name, kind, runs a step, milliseconds a step."""
 
@@ -184,8 +187,15 @@ def breakdown(ran: list[Kernel], steps: int, longest: int, trainer: str, recipe:
         kinds=kinds,
         idle=span - busy,
         together=sum(kinds.values()) - busy,
+        overlapped=sum(map(_overlapped, by_device.values())) * a_step,
         longest=[(n, k, round(len(each) / steps / len(by_device)), sum(each)) for (n, k), each in heaviest],
     )
+
+
+def _overlapped(ran: list[Kernel]) -> float:
+    """How long collectives of a device and its other kernels ran at once: both kinds' busy times, less that of all."""
+    parts = [[k for k in ran if (k.kind == COLLECTIVES) == exchanges] for exchanges in (True, False)]
+    return sum(_span_and_busy(part)[1] for part in parts) - _span_and_busy(ran)[1] if all(parts) else 0.0
 
 
 def _span_and_busy(ran: list[Kernel]) -> tuple[float, float]:
@@ -214,6 +224,10 @@ def table(found: list[Breakdown]) -> str:
         ("sum", [b.span for b in found]),
     ):
         lines.append(f"| {name} | " + " | ".join(f"{value:.2f}" for value in values) + " |")
+    for b in found:
+        if exchanged := b.kinds.get(COLLECTIVES):
+            share = b.overlapped / exchanged
+            lines += ["", f"{b.trainer}: other kernels ran during {b.overlapped:.2f} ms of collectives, {share:.0%}"]
     for b in found:
         lines += ["", f"longest of {b.trainer}, ms a step:"]
         lines += [f"  {ms:8.2f}  {kind}  {runs} x {name[:90]}" for name, kind, runs, ms in b.longest]

@@ -2,7 +2,9 @@
 
     python -m benchmarks.scaling --recipe muon-2024-10-12 --devices 1 2 4 8 --data 'GLOB_train_*.bin' \\
         --val-data 'GLOB_val_*.bin' --newton-schulz --out scaling.json
-    python -m benchmarks.scaling --table scaling.json
+    python -m benchmarks.scaling --table scaling.json more.json
+
+Files given together make one table: numbers of devices can be measured in several calls, on one kind of card.
 
 Both trainers, the same tokens a step whatever the devices, from the same seed of a framework, so that losses can be
 compared too. On a machine without accelerators jaxgpt takes virtual CPU devices and torch_ref processes that talk
@@ -14,12 +16,13 @@ import shlex
 import statistics
 import sys
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from benchmarks.throughput import Measured, report
-from benchmarks.throughput_table import median_ms
+from benchmarks.throughput_table import median_ms, read_results
 from jaxgpt.commands import parse
 from jaxgpt.errors import BadInput, exit_codes
 
@@ -63,6 +66,9 @@ def main(argv: list[str] | None = None) -> None:
     """The program; see `Flags`."""
     argv = sys.argv[1:] if argv is None else argv
     flags = parse(Flags, argv, _PROG)
+    if flags.table:
+        print(table(joined(flags.table)))
+        return
     if not flags.devices or min(flags.devices) < 1 or flags.alternations < 1:
         raise BadInput(f"--devices {flags.devices}, --alternations {flags.alternations}: give at least 1")
     if flags.newton_schulz:
@@ -70,6 +76,21 @@ def main(argv: list[str] | None = None) -> None:
         flags = replace(flags, trainers=(*flags.trainers, *(each + WITHOUT for each in ours)))
     order = [(alternation, n) for alternation in range(flags.alternations) for n in flags.devices]
     report(flags, order, shlex.join([*_PROG.split(), *argv]), table)
+
+
+def joined(files: tuple[Path, ...]) -> dict:
+    """The results of several files as one.
+
+    Raises:
+      BadInput: they are of different cards, or leave out different numbers of first steps.
+    """
+    found = [read_results(file) for file in files]
+    for name in ("card", "skip"):
+        if len(values := {str(each.get(name)) for each in found}) > 1:
+            raise BadInput(f"--table: these files have different {name}s, {', '.join(sorted(values))}")
+    dates = " and ".join(dict.fromkeys(str(each.get("date")) for each in found))
+    lists = {name: [run for each in found for run in each.get(name, [])] for name in ("runs", "failed")}
+    return found[0] | lists | {"date": dates}
 
 
 def rows(results: dict) -> list[Row]:

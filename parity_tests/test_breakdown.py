@@ -195,6 +195,15 @@ def test_kinds_idle_and_together_add_up_to_the_span(tmp_path):
     assert sum(found.kinds.values()) + found.idle - found.together == pytest.approx(found.span)
 
 
+def test_the_share_of_exchanges_that_other_kernels_cover_is_said(tmp_path):
+    under = on_stream("loop_rotate_3", 215, 20)  # the exchange runs from 210 to 220
+    found = of_run(made_run(tmp_path / "run", "jaxgpt", [*JAX_TRACE, under]), 3)
+    assert found.overlapped == pytest.approx(0.0025)
+    assert "other kernels ran during 0.00 ms of collectives, 50%" in table([found])
+    assert of_run(made_run(tmp_path / "alone", "jaxgpt", JAX_TRACE), 3).overlapped == 0
+    assert of_run(made_run(tmp_path / "none", "torch_ref", TORCH_TRACE), 3).overlapped == 0
+
+
 def test_on_two_devices_the_mean_is_reported(tmp_path):
     second = [dict(e, pid=3) for e in JAX_TRACE if e["pid"] == 2]
     second[0] = named(3, "/device:GPU:1")[0]

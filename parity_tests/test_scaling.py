@@ -43,6 +43,25 @@ def test_the_table_has_a_line_for_each_trainer_and_number_of_devices(results):
     assert [line.split(" | ")[1] for line in lines] == ["1", "2"]
 
 
+def test_files_given_together_make_one_table(results, tmp_path, capsys):
+    for n in (1, 2):
+        part = results | {"runs": [run for run in results["runs"] if run["devices"] == n], "date": f"2026-11-2{n}"}
+        (tmp_path / f"{n}.json").write_text(json.dumps(part))
+    scaling.main(["--table", *(f"{tmp_path}/{n}.json" for n in (2, 1))])
+    said = capsys.readouterr().out
+    assert "2026-11-22 and 2026-11-21" in said
+    assert "90.9%" in next(line for line in said.splitlines() if line.startswith("| jaxgpt | 2"))
+
+
+def test_files_of_different_cards_make_none(results, tmp_path, capsys):
+    for n in (1, 2):
+        (tmp_path / f"{n}.json").write_text(json.dumps(results | {"card": f"card {n}"}))
+    with pytest.raises(SystemExit) as end:
+        scaling.main(["--table", f"{tmp_path}/1.json", f"{tmp_path}/2.json"])
+    assert end.value.code == 2
+    assert "different cards, card 1, card 2" in capsys.readouterr().err
+
+
 def test_each_number_of_devices_is_run_with_and_without_newton_schulz(monkeypatch, capsys):
     asked = []
 
