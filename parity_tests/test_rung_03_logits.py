@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from flax import nnx
 
 import jaxgpt.attention
 import jaxgpt.loss
@@ -45,6 +46,14 @@ def test_logits_are_the_same(name, dtype):
     got, want = in_jax(jnp.asarray(inputs)), in_torch(torch.tensor(inputs, dtype=torch.int64))
     assert got.shape[-1] == reduced(name).model.vocab, "padding rows have logits too"
     assert_within(relative(got, want.detach()), LOGITS[dtype])
+
+
+def test_a_linear_layer_multiplies_in_its_compute_dtype():
+    layer = jaxgpt.model.Linear(8, 4, use_bias=False, dtype="bfloat16", param_dtype="float32", rngs=nnx.Rngs(0))
+    x, kernel = jnp.linspace(-1, 1, 16, dtype="float32").reshape(2, 8), layer.kernel[...]
+    y = layer(x)
+    assert y.dtype == "bfloat16"
+    assert (y == x.astype("bfloat16") @ kernel.astype("bfloat16")).all()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

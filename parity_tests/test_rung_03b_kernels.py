@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import jaxgpt.kernels.norm
 import jaxgpt.kernels.softmax
+import jaxgpt.model
 from jaxgpt import mesh
 from jaxgpt.checkpoint import named
 from jaxgpt.errors import BadInput
@@ -114,6 +116,22 @@ def test_a_step_with_kernels_is_the_step_without(name):
         answers.append({"loss": loss} | named(gradients))
     plain, fused = answers
     assert_alike(fused, plain, FUSED_GRADIENTS, f"rung 3b, {name} with kernels")
+
+
+@pytest.mark.parametrize(("kernels", "taken"), [("plain", 0), ("fused", 1)])
+def test_an_mlp_takes_the_kernels_where_they_are_asked_for(monkeypatch, kernels, taken):
+    calls = []
+
+    def recorded(x_ND, *weights):
+        calls.append(x_ND.shape)
+        return plain_mlp(x_ND, *weights)
+
+    plain_mlp = jaxgpt.model.relu_squared_mlp
+    monkeypatch.setattr(jaxgpt.model, "relu_squared_mlp", recorded)
+    config = reduced("muon-2024-10-12").model
+    linear = lambda rows, columns, _: jaxgpt.model.Linear(rows, columns, use_bias=False, rngs=nnx.Rngs(0))  # noqa: E731
+    jaxgpt.model.MLP(config, linear, kernels)(jnp.ones((2, 4, config.width)))
+    assert calls == [(8, config.width)] * taken
 
 
 def lowered(function, *shapes):

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 import torch
+from flax import nnx
 
 import jaxgpt.mesh
 import jaxgpt.muon
@@ -40,6 +41,26 @@ from parity_tests.tolerances import SECOND_ORDER_CHANGE, SECOND_ORDER_WEIGHTS, U
 from torch_ref.muon import Muon
 
 UPDATES = 3
+
+
+@pytest.mark.parametrize(
+    ("tree", "name"),
+    [
+        (nnx.Param(jnp.eye(4)), "value"),
+        ({"kernel": nnx.Param(jnp.eye(4))}, "kernel"),
+        ({"h": {"kernel": nnx.Param(jnp.eye(4))}}, "h.kernel"),
+        ({"value": jnp.eye(4)}, "value"),
+    ],
+)
+def test_a_layout_is_asked_by_the_weight_s_name(tree, name):
+    asked = []
+
+    def layout(name: str, weight: jax.Array) -> jaxgpt.muon.Matrix | None:
+        asked.append(name)
+        return jaxgpt.muon.kernels_in_out("kernel", weight)
+
+    jaxgpt.muon.scale_by_muon(layout).init(tree)
+    assert set(asked) == {name}
 
 
 def random_gradients(start: Weights, step: int) -> Weights:

@@ -3,19 +3,21 @@
 import json
 import subprocess
 import sys
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
 import jaxgpt.mesh
 from jaxgpt.muon import kernels_in_out, scale_by_muon
 from parity_tests.measured import assert_within
 from parity_tests.pair import relative
 from parity_tests.tolerances import FAST
-from torch_ref.muon import Muon
+from torch_ref.muon import Muon, gather, keep_own
 
 SHAPES = [(24, 24), (24, 96), (96, 24), (24, 24), (24, 24)]
 """(fan_out, fan_in) of five matrices: they don't divide evenly over two processes."""
@@ -30,9 +32,9 @@ from parity_tests.test_rung_09_distributed_muon import updated
 torch.set_num_threads(1)
 dist.init_process_group("gloo")
 for dtype in sys.argv[1:]:
-    weights, owned = updated(dtype, distributed=True)
+    made = updated(dtype, distributed=True)._asdict()
     with open(f"{dtype}-{os.environ['RANK']}.json", "w") as file:
-        json.dump({"weights": [w.tolist() for w in weights], "owned": owned}, file)
+        json.dump(made | {"weights": [w.tolist() for w in made["weights"]]}, file)
 dist.destroy_process_group()
 """
 
@@ -42,8 +44,20 @@ def gradients(step: int, dtype: str) -> list[np.ndarray]:
     return [rng.standard_normal(shape).astype("float32" if dtype == "bfloat16" else dtype) for shape in SHAPES]
 
 
-def updated(dtype: str, distributed: bool) -> tuple[list[np.ndarray], list[int]]:
-    """Weights after three updates from zero, and which matrices' momenta this process holds."""
+class Updated(NamedTuple):
+    """Weights after three updates from zero, and whose momenta this process holds."""
+
+    weights: list[np.ndarray]
+    owned: list[int]
+    """Numbers of the matrices."""
+    gathered: list[float]
+    """Sums of all momenta, once every process had them to save; of one process none."""
+    kept: list[int]
+    """The same as `owned`, afterwards."""
+
+
+def updated(dtype: str, distributed: bool) -> Updated:
+    """Three updates from zero."""
     params = [torch.nn.Parameter(torch.zeros(g.shape, dtype=torch.tensor(g).dtype)) for g in gradients(0, dtype)]
     kind = getattr(torch, dtype)
     settings = {"scale": "sqrt_ratio", "weight_decay": 0.1, "dtype": kind, "norm_dtype": kind}
@@ -52,7 +66,13 @@ def updated(dtype: str, distributed: bool) -> tuple[list[np.ndarray], list[int]]
         for p, g in zip(params, gradients(step, dtype), strict=True):
             p.grad = torch.tensor(g)
         muon.step()
-    return [p.detach().numpy() for p in params], [i for i, p in enumerate(params) if p in muon.state]
+    held = lambda: [i for i, p in enumerate(params) if "momentum" in muon.state.get(p, {})]  # noqa: E731
+    owned, sums = held(), []
+    if dist.is_initialized():
+        gather([muon])
+        sums = [float(muon.state[p]["momentum"].double().sum()) for p in params]
+        keep_own([muon])
+    return Updated([p.detach().numpy() for p in params], owned, sums, held())
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +93,7 @@ def two_processes(tmp_path_factory, environment):
 
 @pytest.mark.parametrize("dtype", LAUNCHED)
 def test_two_processes_make_the_updates_of_one_to_the_bit(two_processes, dtype):
-    want, _ = updated(dtype, distributed=True)
+    want = updated(dtype, distributed=True).weights
     ranks = two_processes[dtype]
     for rank in ranks:
         for got, w in zip(rank["weights"], want, strict=True):
@@ -85,9 +105,18 @@ def test_each_momentum_lives_in_one_process(two_processes):
     assert sorted(owned) == [[0, 2, 4], [1, 3]]
 
 
+def test_all_have_every_momentum_to_save_and_keep_their_own(two_processes):
+    first, second = two_processes["float64"]
+    assert first["gathered"] == second["gathered"]
+    assert len(first["gathered"]) == len(SHAPES)
+    assert 0 not in first["gathered"]
+    assert (first["kept"], second["kept"]) == (first["owned"], second["owned"])
+
+
 def test_replicated_and_distributed_forms_differ_by_the_rounding_of_the_scaled_update_alone():
-    exact, (replicated, distributed) = updated("float64", False)[0], (updated("bfloat16", d)[0] for d in (False, True))
-    for a, b in zip(updated("float64", True)[0], exact, strict=True):
+    exact = updated("float64", False).weights
+    replicated, distributed = (updated("bfloat16", form).weights for form in (False, True))
+    for a, b in zip(updated("float64", True).weights, exact, strict=True):
         assert_within(relative(a, b), FAST["float64"])
     # A scale of 1 or 2 changes no bit of a bfloat16 number; only its exponent.
     for a, b in zip(distributed, replicated, strict=True):

@@ -9,5 +9,8 @@ WHY: dict[str, str] = {
     "torch_ref/muon.py:135:19:call:0": "Equivalent: add_ widens what it adds to the weight's dtype by itself.",
     "jaxgpt/model.py:168:20:call:0": "One rounding to bfloat16 less before a sum in the residual stream's dtype: "
     "nothing in float32 and float64, and in bfloat16 closer to the exact sum, which every rung allows.",
+    "jaxgpt/model.py:322:62:constant:1": "Equivalent: nobody takes the second copy of the last norm's output, and its "
+    "gradient is zero.",
+    "jaxgpt/tokens.py:87:32:constant:1": "Equivalent: NumPy takes any negative length for the one to find, not only -1.",
 }
 """A mutant's id -> the reason, in one sentence."""
