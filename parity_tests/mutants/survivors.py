@@ -11,6 +11,6 @@ WHY: dict[str, str] = {
     "nothing in float32 and float64, and in bfloat16 closer to the exact sum, which every rung allows.",
     "jaxgpt/model.py:322:62:constant:1": "Equivalent: nobody takes the second copy of the last norm's output, and its "
     "gradient is zero.",
-    "jaxgpt/tokens.py:87:32:constant:1": "Equivalent: NumPy takes any negative length for the one to find, not only -1.",
+    "jaxgpt/tokens.py:87:32:constant:1": "Equivalent: NumPy takes any negative length for the one that is missing.",
 }
 """A mutant's id -> the reason, in one sentence."""
