@@ -46,8 +46,7 @@ def main(argv: list[str] | None = None) -> None:
         raise BadInput(f"--steps {flags.steps} and --alternations {flags.alternations}: give at least 1 of each")
     devices = mesh.make_mesh(flags.mesh)
     recipe = named(flags.recipe)
-    platform = devices.devices.flat[0].platform
-    exactly = precision(recipe, None, attention="exact" if platform == "cpu" else "fast")
+    exactly = precision(recipe, None, mesh.attention(devices), kernels=mesh.kernels(devices, "auto"))
     pattern, _ = shard_patterns(recipe, Flags(data=flags.data))
     shards = inspect_shards(pattern, "--data", recipe.model.token_ids)
     stream = tokens.Tokens([s.path for s in shards], recipe.data.sequences, recipe.model.context)

@@ -74,6 +74,7 @@ def processes(flags: Flags) -> Iterator[Mesh]:
         yield make_mesh(flags.mesh)
 
 
+_DETERMINISM = ("xla_gpu_deterministic_ops", "xla_gpu_exclude_nondeterministic_ops")
 _GPU = ("gpu", "cuda")  # a device that is there, and one of a topology that is only described
 
 
@@ -183,6 +184,24 @@ def compiler_options(mesh: Mesh, rounding: Literal["free", "pinned"] = "free") -
     """
     options: dict[str, str | bool] = {"xla_allow_excess_precision": False} if rounding == "pinned" else {}
     return options | ({"xla_gpu_enable_triton_gemm": False} if mesh.devices.flat[0].platform in _GPU else {})
+
+
+def attention(mesh: Mesh) -> Literal["exact", "fast"]:
+    """Written out on a CPU, the accelerator's own kernel elsewhere, unless XLA_FLAGS ask a GPU for determinism.
+
+    cuDNN's kernel adds up gradients in any order. Where the flags forbid that, XLA ends its first run with "IndexError:
+    raw_hash_map<>::at" (JAX 0.11.2), with kernels and command buffers or without; in float32, which has no such kernel,
+    two runs of 12 steps were then equal to the bit (one H100).
+    """
+    platform = mesh.devices.flat[0].platform
+    return "exact" if platform == "cpu" or (platform in _GPU and asked_for_determinism()) else "fast"
+
+
+def asked_for_determinism() -> bool:
+    """Whether XLA_FLAGS have one of XLA's two switches for deterministic GPU programs on; the last word counts."""
+    words = os.environ.get("XLA_FLAGS", "").split()
+    given = dict(word.removeprefix("--").partition("=")[::2] for word in words if word.startswith("--"))
+    return any(given.get(name, "false").lower() in ("", "true", "1") for name in _DETERMINISM)
 
 
 def kernels(

@@ -235,10 +235,12 @@ def run(argv: list[str], flags: Flags, devices: Mesh, interrupt: Interrupt) -> N
     exactly = precision(
         recipe,
         flags.dtype,
-        attention="exact" if platform == "cpu" else "fast",
+        attention=mesh.attention(devices),
         rounding=flags.rounding,
         kernels=mesh.kernels(devices, flags.kernels, flags.rounding),
     )
+    if is_first and exactly.compute == "bfloat16" and platform != "cpu" and exactly.attention == "exact":
+        print("XLA_FLAGS ask for determinism: attention is written out, slower and with more memory", flush=True)
     jax.config.update("jax_enable_x64", "float64" in dataclasses.astuple(exactly))
     data, config = recipe.data, recipe.model
 
