@@ -2,7 +2,7 @@
 
 import pytest
 
-from parity_tests.certificate.claims import CLAIMS, NOT_RUN, NOT_TESTABLE, REFUTED, VERIFIED, Rung, judge
+from parity_tests.certificate.claims import AT_SCALE, CLAIMS, NOT_RUN, NOT_TESTABLE, REFUTED, VERIFIED, Rung, judge
 from parity_tests.certificate.document import Run, document
 from parity_tests.certificate.outcome import FAILED, SKIPPED, Outcome, in_ladder_order, rung_of
 from parity_tests.measured import Measurement
@@ -155,3 +155,19 @@ def test_a_failing_program_is_no_disagreement_but_is_said():
 def test_a_device_is_part_of_a_command_that_runs_a_line_again():
     made = of(outcomes("1"), flags=["--device", "gpu"])
     assert made["claims"][2]["commands"] == ["pytest test_rung_01_it.py --device gpu"]
+
+
+@pytest.mark.parametrize(
+    ("dtypes", "verdict"), [(("float64", "float32", "bfloat16"), VERIFIED), (("float32",), NOT_RUN)]
+)
+def test_a_run_on_a_gpu_is_judged_by_what_there_is_at_scale(dtypes, verdict):
+    tests = [Outcome(f"test_rung_{n}_it.py::test_it[{dtype}]") for n in ("03", "03b", "05", "06") for dtype in dtypes]
+    said = {each["claim"]: each for each in of(tests, flags=["--device", "gpu"])["claims"]}
+    assert [each["verdict"] for claim, each in said.items() if "both frameworks compute the same" in claim] == [verdict]
+    assert not any("published script" in claim for claim in said)
+
+
+def test_every_rung_that_a_claim_at_scale_names_has_tests_at_scale():
+    files = [path for path in (ROOT / "parity_tests").glob("test_rung_*.py") if "at_scale" in path.read_text("utf-8")]
+    there = {rung_of(path.name) for path in files}
+    assert {number for claim in AT_SCALE for number in claim.rungs} <= there

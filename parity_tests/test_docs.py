@@ -155,3 +155,17 @@ def test_every_page_is_led_to_from_the_readme():
 def test_fences_are_closed(page):
     text = page.read_text(encoding="utf-8")
     assert len(re.findall("^```", text, re.M)) == 2 * len(blocks(text))
+
+
+def test_a_kept_certificate_has_what_the_ladder_s_page_says_of_it():
+    said = (ROOT / "docs/ladder.md").read_text(encoding="utf-8").replace("\n", " ")
+    found = re.findall(
+        r"\(\.\./(results/certificates/\S+)\.html\), ([\d,]+) tests of (\d+) rungs, none red, ([\d-]+)", said
+    )
+    assert found
+    for path, tests, rungs, day in found:
+        kept = json.loads((ROOT / f"{path}.json").read_text(encoding="utf-8"))
+        assert kept["failures"] == []
+        assert f"{tests} of {tests} tests, {rungs} " in kept["verdict"]["says"]
+        assert kept["written"].startswith(day)
+        assert kept["verdict"]["says"] in (ROOT / f"{path}.html").read_text(encoding="utf-8")

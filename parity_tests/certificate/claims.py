@@ -61,6 +61,25 @@ CLAIMS = (
     Claim("The published script computes the same.", ("14",), {}, _published),
 )
 
+_ALL_DTYPES = (*FLOAT64_AND_FLOAT32, "bfloat16")
+AT_SCALE = (
+    Claim(
+        "At 124M on this GPU both frameworks compute the same: layers, loss, gradients and updates; and in bfloat16 neither "
+        "is much further from float64 than the other.",
+        ("3", "3b", "5", "6"),
+        {"3": _ALL_DTYPES, "5": _ALL_DTYPES, "6": ("float32", "bfloat16")},
+    ),
+    Claim(
+        "At 124M each does with the other's gradients what the other does, and both train within the noise floor.",
+        ("7", "8"),
+        {"8": ("float32",)},
+    ),
+    Claim("Newton-Schulz of both matches a float64 oracle.", ("1",), {"1": _ALL_DTYPES}),
+    Claim("Several GPUs compute what one does.", ("9",), {"9": ("float32", "bfloat16")}),
+    Claim("A training state crosses from either framework to the other.", ("10",), {}),
+)
+"""Those of `--device gpu`: rungs 2, 4 and 11 to 15 have nothing at scale, rung 5 takes rung 4's loss there."""
+
 QUALITY = {
     "claim": "GPT-2 (124M) trained with Muon reaches a validation loss of 3.28 on FineWeb in 3.15B tokens.",
     "verdict": NOT_TESTABLE,

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from jaxgpt import published
 from jaxgpt.curves import RECORD_LOSS
-from parity_tests.certificate.claims import CLAIMS, QUALITY, Claim, Rung, judge
+from parity_tests.certificate.claims import AT_SCALE, CLAIMS, QUALITY, Claim, Rung, judge
 from parity_tests.certificate.outcome import FAILED, PASSED, PROGRAMS, SKIPPED, Outcome, in_ladder_order, rung_of
 from parity_tests.certificate.verdict import verdict
 from parity_tests.measured import Measurement
@@ -49,6 +49,7 @@ def document(run: Run) -> dict:
     """The object that certificate.json holds: plain dicts, lists, strings and finite numbers."""
     rungs = _by_rung(run)
     files = {number: _files(run, number) for number in rungs}
+    claims = AT_SCALE if "gpu" in run.flags else CLAIMS
     failures = sorted((o for o in run.outcomes if o.result == FAILED), key=lambda o: in_ladder_order(o.rung))
     return {
         "schema": SCHEMA,
@@ -57,7 +58,7 @@ def document(run: Run) -> dict:
         "command": list(run.command),
         "seconds": round(run.seconds, 3),
         "totals": _counts(Rung(run.outcomes, len(run.not_reached), len(run.left_out))),
-        "claims": [_claim(claim, rungs, run) for claim in CLAIMS] + [dict(QUALITY)],
+        "claims": [_claim(claim, rungs, run) for claim in claims] + [dict(QUALITY)],
         "rungs": [_rung(number, rung, files[number], run) for number, rung in rungs.items()],
         "failures": [_failure(o) for o in failures],
         "skipped": [{"test": o.test, "rung": o.rung, "why": o.line} for o in run.outcomes if o.result == SKIPPED],
