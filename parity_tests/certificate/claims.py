@@ -64,8 +64,8 @@ CLAIMS = (
 _ALL_DTYPES = (*FLOAT64_AND_FLOAT32, "bfloat16")
 AT_SCALE = (
     Claim(
-        "At 124M on this GPU both frameworks compute the same: layers, loss, gradients and updates; and in bfloat16 neither "
-        "is much further from float64 than the other.",
+        "At 124M on this GPU both frameworks compute the same: layers, loss, gradients and updates; and in bfloat16 "
+        "neither is much further from float64 than the other.",
         ("3", "3b", "5", "6"),
         {"3": _ALL_DTYPES, "5": _ALL_DTYPES, "6": ("float32", "bfloat16")},
     ),
