@@ -48,7 +48,10 @@ def test_an_all_to_all_keeps_an_eighth_at_home():
 
 
 def test_on_one_h100_the_prediction_is_what_was_measured():
-    assert sum(step_seconds(MUON, 1, RATE).values()) == pytest.approx(936.2e-3, rel=3e-3)
+    file = ROOT / "benchmarks/results/kernels-h100/muon-torch.json"
+    (ours,) = [run for run in json.loads(file.read_text())["runs"] if run["trainer"] == "jaxgpt"]
+    measured = statistics.median(ours["step_ms"][10:]) / 1e3
+    assert sum(step_seconds(MUON, 1, RATE).values()) == pytest.approx(measured, rel=3e-3)
 
 
 def test_without_kernels_it_is_what_was_measured_before():

@@ -26,6 +26,9 @@ README, OF_OPTIMIZERS, OF_TEXT, OF_RECIPES, OF_RUNS = (
 RUNS = ROOT / "benchmarks" / "results" / "muon-2024-10-12-h100"
 OPTIMIZERS = ROOT / "benchmarks" / "results" / "optimizers-h100"
 KERNELS = ROOT / "benchmarks" / "results" / "kernels-h100"
+THROUGHPUT = ROOT / "benchmarks" / "results" / "throughput-h100"
+KILLED = ROOT / "benchmarks" / "results" / "killed-h100"
+TRAINERS = ("jaxgpt", "torch_ref", "published")
 
 
 def metrics(trainer: str, key: str, runs: Path = RUNS) -> dict[int, float]:
@@ -40,31 +43,53 @@ def row(name: str, page: str = README) -> list[str]:
     return [cell.strip() for cell in line.strip("|").split("|")[1:]]
 
 
-def rows(file: str) -> dict[str, Row]:
-    """Trainer -> what benchmarks/results/kernels-h100 has of it."""
-    return {row.trainer: row for row in throughput_table.rows(read_results(KERNELS / f"{file}.json"))}
+def rows(file: str, folder: Path = THROUGHPUT) -> dict[str, Row]:
+    """Trainer -> what a file of measurements has of it."""
+    return {row.trainer: row for row in throughput_table.rows(read_results(folder / f"{file}.json"))}
 
 
-def test_rates_ratios_and_peaks_are_the_measured_ones():
-    beside = [rows("muon-published"), rows("muon-torch")]
-    both = [(each["jaxgpt"], each[other]) for each, other in zip(beside, ("published", "torch_ref"), strict=True)]
-    flat = [each for pair in both for each in pair]
-    assert row("`muon-2024-10-12`, tokens/s") == [f"{round(each.tokens_per_s, -2):,.0f}" for each in flat]
-    ratios = [f"**{theirs.step_ms / ours.step_ms:.3f}**" for ours, theirs in both]
-    assert row("ratio |") == [ratios[0], "1", ratios[1], "1"]
-    assert row("peak memory") == [f"{each.peak_bytes / 2**30:.1f}" for each in flat]
-    cold = [each.cold_s for each in flat]
-    assert row("compile, cold") == ["not measured" if seconds is None else f"{seconds:.0f}" for seconds in cold]
-    modern = rows("modern")
-    rates = [f"{round(modern[trainer].tokens_per_s, -2):,.0f}" for trainer in ("jaxgpt", "torch_ref")]
-    assert row("`modern-2024-10-14`, tokens/s")[2:] == rates
+def times_as_fast(of: dict[str, Row], reference: str) -> list[str]:
+    """Cells of how many times as fast as one of them the trainers are, ours in bold."""
+    ratios = {name: "1" if name == reference else f"{each.speed[reference][0]:.3f}" for name, each in of.items()}
+    return [f"**{ratios[name]}**" if name == "jaxgpt" else ratios[name] for name in TRAINERS if name in of]
+
+
+def compiling(each: Row) -> str:
+    return "not measured" if each.cold_s is None or each.warm_s is None else f"{each.cold_s:.0f}, {each.warm_s:.0f}"
+
+
+@pytest.mark.parametrize("recipe", ["muon-2024-10-12", "modern-2024-10-14"])
+def test_times_rates_ratios_and_peaks_are_the_measured_ones(recipe):
+    of = rows(recipe.partition("-")[0])
+    trainers = [of[name] for name in TRAINERS if name in of]
+    own = "" if recipe.startswith("muon") else f"`{recipe}`, "
+    said = {
+        f"`{recipe}`, ms a step": [f"{each.step_ms:,.1f}" for each in trainers],
+        f"`{recipe}`, tokens/s": [f"{round(each.tokens_per_s, -2):,.0f}" for each in trainers],
+        f"{own}peak memory, GiB": [f"{each.peak_bytes / 2**30:.1f}" for each in trainers],
+        f"{own}compile, cold and warm, s": [compiling(each) for each in trainers],
+        f"{own}speed to torch_ref": times_as_fast(of, "torch_ref"),
+    }
+    if "published" in of:
+        said["speed to the published script"] = times_as_fast(of, "published")
+    assert {name: [cell for cell in row(name) if cell] for name in said} == said
+
+
+def test_little_memory_is_the_measured_one():
+    lean = rows("modes")["jaxgpt --micro-batch 32"]
+    says = (
+        f"takes {lean.peak_bytes / 2**30:.1f} GiB, {lean.memory['published']:.2f} of the published script's memory, at "
+        f"{lean.speed['published'][0]:.3f} times its speed"
+    )
+    assert says in README.replace("\n", " ")
 
 
 def test_four_gpus_take_the_measured_step():
     (four,) = throughput_table.rows(read_results(KERNELS / "four.json"))
-    shares = [rows(file)["jaxgpt"].step_ms / 4 / four.step_ms for file in ("muon-torch", "muon-published")]
-    says = f"On four such GPUs a step takes {four.step_ms:.1f} ms, {shares[0]:.0%} to {shares[1]:.0%} of four times one"
-    assert says.replace("% to", " to") in README.replace("\n", " ")
+    ones = [rows("muon-torch", KERNELS)["jaxgpt"], rows("muon")["jaxgpt"]]
+    (share,) = {f"{one.step_ms / 4 / four.step_ms:.0%}" for one in ones}
+    says = f"On four such GPUs a step takes {four.step_ms:.1f} ms, {share} of four times one"
+    assert says in README.replace("\n", " ")
 
 
 def test_a_save_costs_what_was_measured():
@@ -171,6 +196,30 @@ def test_every_training_command_is_one_the_programs_take(page, at_least):
 
 
 # What is said of going on
+
+
+def test_a_killed_run_goes_on_with_the_losses_that_are_said():
+    killed, went_on = (metrics(file, "train_loss", KILLED) for file in ("killed.jsonl", "metrics.jsonl"))
+    (resumed,) = json.loads((KILLED / "config.json").read_text())["resumes"]
+    again = range(resumed["step"] + 1, max(killed) + 1)
+    apart = max(abs(killed[step] - went_on[step]) for step in again)
+    assert apart > 0  # on other devices; a copied file would be 0
+    said = OF_RUNS.replace("\n", " ")
+    assert f"went on from step {resumed['step']} to {max(went_on)}." in said
+    assert (
+        f"The largest difference between their losses of steps {again[0]} to {again[-1]} and those of the run that was "
+        f"killed is {1e5 * apart:.1f}e-5"
+    ) in said
+
+
+def test_the_others_end_as_is_said_when_one_is_killed():
+    ends = (KILLED / "ends.log").read_text().splitlines()
+    killed, others = ends[0], ends[1:]
+    (said,) = {re.sub(r"process \d: (exit \d+ after \d+ s: .* is gone).*", r"\1", each) for each in others}
+    assert (len(others), said) == (3, "exit 6 after 21 s: error: process 2 of 4 is gone")
+    assert killed.startswith('killed 2 after: {"step": 48,')
+    says = "process 2 was killed with -9 after step 48. The other three named it and had ended with 6 after 21 s."
+    assert says in OF_RUNS.replace("\n", " ")
 
 
 def test_a_run_with_fast_attention_is_not_resumed_with_the_exact_one():

@@ -171,7 +171,7 @@ def checkout(tmp_path, monkeypatch) -> Path:
 
 def ended(command: str, monkeypatch) -> tuple[int, str]:
     """Exit code and output of a python command, in this process."""
-    words = shlex.split(command.replace(" FILE", " benchmarks/results/kernels-h100/muon-torch.json"))
+    words = shlex.split(command.replace(" FILE", " benchmarks/results/throughput-h100/muon.json"))
     assert words[:2] == ["python", "-m"]
     monkeypatch.setattr(sys, "argv", words[2:])
     out = io.StringIO()

@@ -1,0 +1,95 @@
+"""What benchmarks/NOTES.md says of trainers side by side and of growth: the figures are those of the recorded runs."""
+
+import re
+import statistics
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from benchmarks import growth
+from benchmarks.growth_cases import cases, key
+from benchmarks.throughput_table import Row, read_results, rows
+from jaxgpt.commands import parse
+from jaxgpt.recipes import RECIPES
+
+ROOT = Path(__file__).parent.parent
+NOTES = (ROOT / "benchmarks" / "NOTES.md").read_text(encoding="utf-8")
+LINES = " ".join(NOTES.split())
+RESULTS = ROOT / "benchmarks" / "results"
+BESIDE = [
+    ("muon", "jaxgpt", "published", "`muon-2024-10-12`, published script"),
+    ("muon", "jaxgpt", "torch_ref", "`muon-2024-10-12`, torch_ref"),
+    ("modern", "jaxgpt", "torch_ref", "`modern-2024-10-14`, torch_ref"),
+    ("modes", "jaxgpt --micro-batch 32", "published", "`--micro-batch 32`, published script, one run each"),
+]
+"""File, ours, the other, and the row of the table."""
+
+
+def measured(file: str) -> dict[str, Row]:
+    """Trainer -> what a file of measurements has of it."""
+    return {row.trainer: row for row in rows(read_results(RESULTS / "throughput-h100" / f"{file}.json"))}
+
+
+@pytest.mark.parametrize(("file", "ours", "other", "name"), BESIDE, ids=lambda value: value)
+def test_a_row_of_trainers_side_by_side_is_the_measured_one(file, ours, other, name):
+    of = measured(file)
+    ratio, lowest, highest = of[ours].speed[other]
+    speed = f"{ratio:.3f}" + (f" ({lowest:.3f} to {highest:.3f})" if of[ours].runs > 1 else "")
+    cells = [name, f"{of[ours].step_ms:.1f} ms", f"{of[other].step_ms:,.1f}", speed, f"{of[ours].memory[other]:.2f}"]
+    assert f"| {' | '.join(cells)} |" in NOTES
+
+
+def test_ratios_without_the_last_step_are_the_measured_ones():
+    ratios = []
+    for file, ours, other, _ in BESIDE:
+        results = read_results(RESULTS / "throughput-h100" / f"{file}.json")
+        for run in results["runs"]:
+            run["step_ms"].pop()
+        (mine,) = [row for row in rows(results) if row.trainer == ours]
+        ratios.append(f"{mine.speed[other][0]:.3f}")
+    assert f"the four ratios are {', '.join(ratios[:3])} and {ratios[3]}." in LINES
+
+
+def test_the_reference_beside_the_published_script_is_the_measured_one():
+    ratio, lowest, highest = measured("muon")["torch_ref"].speed["published"]
+    assert f"torch_ref is {ratio:.3f} times as fast as the published script ({lowest:.3f} to {highest:.3f})" in LINES
+
+
+def test_our_own_micro_batches_beside_the_lean_ones_are_the_measured_ones():
+    ours = measured("modes")["jaxgpt"]
+    assert (
+        f"(`modes.json`) micro-batches of 64 took {ours.step_ms:.1f} ms, {ours.speed['published'][0]:.3f} times as fast"
+        in LINES
+    )
+
+
+def test_compiling_takes_what_was_measured():
+    muon, modern = (measured(file)["jaxgpt"] for file in ("muon", "modern"))
+    cold, warm = f"{muon.cold_s:.1f} s cold", f"{muon.warm_s:.1f} s with a full cache"
+    says = f"Compiling takes {cold} and {warm}, `modern-2024-10-14` {modern.cold_s:.1f} and {modern.warm_s:.1f}"
+    assert says in LINES
+
+
+def grown() -> tuple[growth.Flags, dict]:
+    """The command that NOTES gives, and what there is of it."""
+    (command,) = re.findall(r"`python -m benchmarks\.growth (--budget 560 .*?)`", LINES)
+    flags = parse(growth.Flags, command.split(), "python -m benchmarks.growth")
+    assert flags.out == Path("benchmarks/results/growth-h100/growth.json")
+    return flags, growth.read(replace(flags, out=ROOT / flags.out))
+
+
+def test_growth_so_far_is_the_measured_one():
+    for case in grown()[1]["cases"]:
+        ms = statistics.median(case["step_ms"])
+        cells = [str(case["value"]), f"{ms:.1f}", f"{case['cpu_ms']:.1f}", f"{case['tokens_per_s']:,.0f}"]
+        assert f"| {' | '.join(cells)} |" in NOTES
+
+
+def test_the_command_for_growth_goes_on_with_what_is_missing():
+    flags, there = grown()
+    wanted = [asdict(case) for axis in flags.axes for case in cases(RECIPES[flags.recipe], axis, flags.step_tokens)]
+    done = {key(case) for case in there["cases"]}
+    left = [key(case) for case in wanted if key(case) not in done]
+    assert (len(done), len(left)) == (4, len(wanted) - 4)
+    assert f"The other {len(left)} cases are missing" in LINES
