@@ -172,13 +172,14 @@ class RunLog:
         )
         self._task = self._bar.add_task(config["recipe"]["name"], total=steps, loss="loss -", rate="- tok/s")
         self._steps = steps
+        self._devices = config["devices"]  # of this start; a run that goes on keeps the first one's in its config
         peak = peak_flops(config["devices"])
         self._peak_tokens_per_s = peak / config["token_flops"] if peak else None
         self._say("compiling")
 
     def _say(self, what: str) -> None:
-        devices = self.config["devices"]
-        print(f"{self.config['recipe']['name']} on {len(devices)} x {devices[0]}, in {self.folder}: {what}", flush=True)
+        where = f"{len(self._devices)} x {self._devices[0]}, in {self.folder}"
+        print(f"{self.config['recipe']['name']} on {where}: {what}", flush=True)
 
     def _open(self) -> None:
         self._dashboards = dashboards.opened(self.folder, self.config, self._flags)

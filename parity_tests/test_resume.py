@@ -121,6 +121,12 @@ def test_another_mesh_goes_on_with_the_same_losses(runs):
     assert_within(apart, RESUMED_ON_ANOTHER_MESH, "losses after going on with 4 devices instead of 1")
 
 
+@in_jax
+def test_a_run_says_the_devices_that_it_goes_on_with(runs):
+    (going_on,) = [line for line in runs.ends["another mesh"].stdout.splitlines() if "going on after" in line]
+    assert " on 4 x cpu, in mesh: " in going_on
+
+
 # What isn't the same run is refused
 
 REFUSED = {

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -236,8 +237,13 @@ def test_a_run_that_takes_too_long_is_ended_with_all_that_it_started(tmp_path):
     slow = ["sh", "-c", "sleep 60 & echo $! > child; wait"]
     code, _ = trainer_runs._finish(slow, tmp_path, tmp_path / "said", {"PATH": "/usr/bin:/bin"}, 1)
     child = Path(f"/proc/{(tmp_path / 'child').read_text().strip()}/stat")
+    gone = lambda: not child.exists() or child.read_text().split()[2] == "Z"  # noqa: E731
+    for _ in range(100):  # a killed process is dead a moment after the signal
+        if gone():
+            break
+        time.sleep(0.1)
     assert code is None
-    assert not child.exists() or child.read_text().split()[2] == "Z"
+    assert gone()
 
 
 def test_what_a_run_said_comes_with_its_exit_code(tmp_path):
