@@ -32,9 +32,9 @@ def _train(*names: str) -> str:
 def _same_end(kind: str, called: str) -> Claim:
     return Claim(
         f"a-{kind}-seeds",
-        f"JAX and PyTorch end at the same validation loss, within {MARGIN} nats: {called}, 19M parameters, "
-        f"{len(SEEDS)} pairs of seeds",
-        "nats, torch minus JAX, mean of the pairs",
+        f"JAX and PyTorch end at the same validation loss, on average within {MARGIN} nats: {called}, 19M parameters, "
+        f"{len(SEEDS)} pairs of runs, each pair from its own initial weights",
+        "nats, torch minus JAX, mean of the pairs' final validation losses",
         f"{_train(f'20m-{kind}-seed*')} && python -m jaxgpt.compare results/runs/20m-{kind}-seed* "
         f"--require-equivalent {MARGIN} --out report",
         lambda evidence: verdicts.same_end(evidence, kind),
@@ -45,8 +45,8 @@ def _same_curve(kind: str, called: str, steps: int) -> Claim:
     runs = [f"124m-{kind}-{steps}-{framework}" for framework in ("jax", "torch")]
     return Claim(
         f"a-{kind}-124m",
-        f"JAX and PyTorch give the same curve at 124M: in one pair of runs from the same weights, {called}, {steps} "
-        f"steps, no validation loss is more than {MARGIN} nats apart",
+        f"A run in JAX and one in PyTorch, at 124M from the same weights, {called}, {steps} steps: no validation loss "
+        f"is more than {MARGIN} nats apart",
         "nats, largest difference",
         f"{_train(*runs)} && python -m jaxgpt.compare {' '.join(f'results/runs/{run}' for run in runs)} --out report",
         lambda evidence: verdicts.same_curve(evidence, kind, steps),

@@ -22,7 +22,8 @@ def page(entries: Sequence[dict]) -> str:
         MARK,
         "# Claims",
         "Verified: what was said is what was seen, in these runs and no others. Refuted: the opposite was. "
-        "Underpowered: these runs can't tell. Not testable: something is missing, which is named. "
+        "Underpowered: these runs can't tell. Not testable: something is missing, which is named. Losses are in nats a "
+        "token. An interval is 90% where a margin is tested (two one-sided tests at 5%), 95% elsewhere. "
         "`python -m benchmarks.claims results --check` computes all of it again from the files.",
         markdown_table(table, texts=3),
     ]

@@ -18,7 +18,7 @@ from benchmarks.claim_plan import ADAMW_STEPS, LLMC, LRS, MUON_STEPS, SEEDS, TRA
 from benchmarks.claim_runs import best
 from benchmarks.scaling import rows
 from jaxgpt.curves import RECORD_LOSS, Run, difference, tokens_to
-from jaxgpt.equivalence import MARGIN, MOST_PAIRS, POWER, judge, pairs_needed
+from jaxgpt.equivalence import MARGIN, MOST_PAIRS, POWER, judge, pairs_needed, power
 
 Verdict = Literal["verified", "refuted", "underpowered", "not testable"]
 
@@ -28,6 +28,7 @@ RECORD_TOKENS = 6000 * 524_288
 """3.15B, of muon-2024-10-12."""
 _OPTIMIZERS = ("benchmarks", "results", "optimizers-h100", "optimizers.json")
 _SCALING = ("results", "scaling.json")
+_WEIGHTS = ("results", "weights.json")
 _NODE = 8
 
 
@@ -50,15 +51,17 @@ def same_end(evidence: Evidence, kind: str) -> Finding:
     runs = evidence.runs(*names)
     pairs = list(zip(runs[: len(SEEDS)], runs[len(SEEDS) :], strict=True))
     for pair in pairs:
-        _same_start(*pair)
+        _same_start(evidence, *pair)
     loss = judge(runs, MARGIN).loss
+    widest = max(abs(float(torch.val.loss[-1] - jax.val.loss[-1])) for jax, torch in pairs)
     needed = pairs_needed(loss.sd, MARGIN) or f"more than {MOST_PAIRS}"
     verdicts: dict[str, Verdict] = {"equivalent": "verified", "different": "refuted", "underpowered": "underpowered"}
     seen = (
         f"torch minus JAX, final validation loss, {loss.pairs} pairs of equal initial weights: mean {loss.mean:+.5f}, "
-        f"standard deviation {loss.sd:.5f}; 90% interval of the mean {_span(loss.interval_90, '+.5f')} against a "
-        f"margin of {MARGIN}, fixed beforehand (two one-sided tests, p {loss.p:.2g}). Pairs for {POWER:.0%} power at "
-        f"this scatter: {needed}"
+        f"standard deviation {loss.sd:.5f}, the largest of one pair {widest:.5f}; 90% interval of the mean "
+        f"{_span(loss.interval_90, '+.5f')} against a margin of {MARGIN}, fixed beforehand (two one-sided tests, p "
+        f"{loss.p:.2g}). Pairs for {POWER:.0%} power at this scatter: {needed}; these {loss.pairs} have "
+        f"{power(loss.sd, loss.pairs, MARGIN):.0%}"
     )
     return Finding(verdicts[loss.verdict], seen, loss.mean, loss.interval_90)
 
@@ -66,15 +69,21 @@ def same_end(evidence: Evidence, kind: str) -> Finding:
 def same_curve(evidence: Evidence, kind: str, steps: int) -> Finding:
     """Whether one pair of runs stays within the margin at every validation."""
     jax, torch = evidence.runs(*(f"124m-{kind}-{steps}-{framework}" for framework in TRAINERS))
-    _same_start(jax, torch)
+    _same_start(evidence, jax, torch)
     val, train = difference(jax.val, torch.val), difference(jax.train, torch.train)
     figure = float(np.abs(val.loss).max())
     at = int(np.abs(train.loss).argmax()) if len(train) else None
     of_training = "" if at is None else f", of a training loss {abs(train.loss[at]):.4f} (step {train.step[at]})"
+    widest = val.step[np.abs(val.loss).argmax()]
     seen = (
-        f"largest difference of {len(val)} validation losses {figure:.4f}{of_training}; at the end torch minus JAX "
-        f"{val.loss[-1]:+.4f}. One pair: it says nothing about other seeds"
+        f"largest difference of {len(val)} validation losses {figure:.4f} (step {widest}){of_training}; at the end "
+        f"torch minus JAX {val.loss[-1]:+.4f}. One pair: it says nothing about other seeds"
     )
+    if figure > MARGIN:
+        seen += (
+            ", and not why they part: runs of one framework part too, from weights a unit in the last place away "
+            "(docs/optimizers.md, the noise floor); how far these would wasn't measured"
+        )
     return Finding("verified" if figure <= MARGIN else "refuted", seen, figure)
 
 
@@ -83,7 +92,7 @@ def fewer_steps(evidence: Evidence, framework: str) -> Finding:
     tuned_by = [run.name for run in plan() if run.name.startswith("124m-adamw-lr")]
     evidence.runs(*tuned_by)
     muon, adamw = evidence.runs(f"124m-muon-{MUON_STEPS}-{framework}", f"124m-adamw-{ADAMW_STEPS}-{framework}")
-    _same_start(muon, adamw)
+    _same_start(evidence, muon, adamw)
     lr, lowest = adamw.config["recipe"]["optimizer"]["lr"], best(evidence.results / "runs", tuned_by)
     if lr != lowest:
         raise NotThere(f"{adamw.name} had the learning rate {lr}, and {lowest} was the best of those tried")
@@ -93,8 +102,8 @@ def fewer_steps(evidence: Evidence, framework: str) -> Finding:
         edge = f", which is the {'lowest' if lr == tried[0] else 'highest'} tried: one beyond might do better"
     seen = (
         f"final validation losses: Muon {muon.val.loss[-1]:.4f} after {muon.steps} steps ({_passes(muon)} passes over "
-        f"the text), AdamW {adamw.val.loss[-1]:.4f} after {adamw.steps} ({_passes(adamw)} passes) at the learning rate "
-        f"{lr:g}{edge}"
+        "the text) at its recipe's learning rate, not tuned for so short a run, AdamW "
+        f"{adamw.val.loss[-1]:.4f} after {adamw.steps} ({_passes(adamw)} passes) at the learning rate {lr:g}{edge}"
     )
     return _one_against_one(evidence, framework, muon, adamw, seen)
 
@@ -205,16 +214,29 @@ def _one_against_one(evidence: Evidence, framework: str, one: Run, other: Run, s
     return Finding(verdict, f"{seen}. {scatter}", figure, interval)
 
 
-def _same_start(one: Run, other: Run) -> None:
-    """`NotThere` unless both recorded the same initial weights and the same shards."""
-    starts = [run.config.get("init_sha256") for run in (one, other)]
-    if starts[0] is None or starts[0] != starts[1]:
-        raise NotThere(f"{one.name} and {other.name} didn't start from the same file of weights")
+def _same_start(evidence: Evidence, one: Run, other: Run) -> None:
+    """`NotThere` unless both recorded the same initial weights and the same shards.
+
+    The same weights are one file, or two that `benchmarks.claim_weights` found to hold the same.
+    """
+    starts = {run.config.get("init_sha256") for run in (one, other)}
+    if None in starts or (len(starts) > 1 and not any(starts <= set(files) for files in _known(evidence))):
+        raise NotThere(f"{one.name} and {other.name} didn't start from the same weights")
     shards = [
         [[shard["sha256"] for shard in run.config["shards"][kind]] for kind in ("train", "val")] for run in (one, other)
     ]
     if shards[0] != shards[1]:
         raise NotThere(f"{one.name} and {other.name} weren't trained on the same shards")
+
+
+def _known(evidence: Evidence) -> list[list[str]]:
+    """SHA-256 of the files of each of the initial weights, where they have been made again."""
+    try:
+        found = evidence.measured(*_WEIGHTS)
+    except NotThere:
+        return []
+    assert isinstance(found, dict)
+    return list(found.values())
 
 
 def _passes(run: Run) -> str:

@@ -30,6 +30,8 @@ _PROG = "python -m benchmarks.claims"
 FIGURES, PAGE, README = "claims.json", "claims.md", "README.md"
 _PICTURES = {
     "124m.png": ("124m-adamw-300-jax", "124m-adamw-300-torch", "124m-muon-200-jax", "124m-muon-200-torch"),
+    "124m-adamw.png": ("124m-adamw-300-jax", "124m-adamw-300-torch"),
+    "124m-muon.png": ("124m-muon-200-jax", "124m-muon-200-torch"),
     "20m.png": ("20m-adamw-seed0-jax", "20m-muon-seed0-jax", "20m-soap-jax", "20m-shampoo-jax"),
 }
 _CLOSE = 1e-6

@@ -30,7 +30,7 @@ from jaxgpt.files import check_name, check_ordinary
 from jaxgpt.flags import check_seed, last_value
 from jaxgpt.model import GPT
 from jaxgpt.recipes import ModelConfig, Recipe, named
-from jaxgpt.statefile import DTYPES, check_moments, checked_header, moment_shapes
+from jaxgpt.statefile import DTYPES, check_moments, checked_header, moment_shapes, sort_metadata
 from jaxgpt.tokens import Position
 
 Params = dict
@@ -126,6 +126,7 @@ def save_state(
         metadata |= {"shard": str(position.shard), "offset": str(position.offset)}
     new = Path(f"{path}.new")
     save_file(tensors, new, metadata=metadata)
+    sort_metadata(new)
     new.replace(path)
 
 

@@ -6,6 +6,7 @@ step's tokens start (`shard`, `offset`). Its header says all of this but the num
 before any memory is taken for them.
 """
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -68,6 +69,22 @@ def check_moments(shapes: Mapping[str, tuple[int, ...]], recipe: Recipe, step: i
                 f"{name} is {shapes.get(name, 'missing')} and has to be {wanted.get(name, 'absent')} in {recipe.name}: "
                 "give all that the optimiser keeps, gathered from every process"
             )
+
+
+def sort_metadata(path: str | Path) -> None:
+    """Put the metadata of the safetensors file at `path` in order of its names, in place.
+
+    safetensors writes them in any order (they are a hash map in its Rust source), so that the same weights, written
+    twice, would be files of different SHA-256.
+    """
+    start = '{"__metadata__":'
+    with open(path, "r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = file.read(length).decode()
+        metadata, end = json.JSONDecoder().raw_decode(header, len(start))
+        ordered = json.dumps(metadata, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        file.seek(8)
+        file.write((start + ordered + header[end:]).encode())
 
 
 def checked_header(path: str | Path, recipe: Recipe) -> Header:

@@ -4,6 +4,7 @@ But for the first tests, runs are made up: folders with the settings that `bench
 that are put there.
 """
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -254,7 +255,21 @@ def test_pairs_from_other_weights_are_no_pairs(results):
     seeds(results, "muon", lambda seed: 0.0)
     shutil.rmtree(results / "runs" / "20m-muon-seed3-torch")
     made(results, "20m-muon-seed3-torch", 5.0, start="others")
-    assert "didn't start from the same file" in entry(results, "a-muon-seeds")["seen"]
+    assert "didn't start from the same weights" in entry(results, "a-muon-seeds")["seen"]
+
+
+@pytest.mark.parametrize(
+    ("known", "wanted"),
+    [(["one", "another"], "verified"), (["one", "a third"], "not testable")],
+    ids=["same", "others"],
+)
+def test_pairs_from_two_files_are_pairs_where_both_hold_the_same_weights(results, known, wanted):
+    for framework, start in (("jax", "one"), ("torch", "another")):
+        made(results, f"124m-muon-200-{framework}", 4.3, start=start)
+    digests = [hashlib.sha256(each.encode()).hexdigest() for each in known]
+    (results / "weights.json").write_text(json.dumps({"124m-seed0": digests}), encoding="utf-8")
+    found = entry(results, "a-muon-124m")
+    assert (found["verdict"], "results/weights.json" in found["runs"]) == (wanted, True)
 
 
 def test_pairs_with_another_text_than_the_others_are_not_judged_with_them(results):

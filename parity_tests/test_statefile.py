@@ -59,6 +59,14 @@ WRITERS = {"jax": write_in_jax, "torch": write_in_torch}
 
 
 @pytest.mark.parametrize("framework", WRITERS)
+def test_a_state_written_again_is_the_same_file(framework, tmp_path):
+    state = fabricated(SMALL)
+    for again in range(6):
+        WRITERS[framework](tmp_path / f"{again}.safetensors", state.tensors, SMALL, 3)
+    assert len({file.read_bytes() for file in tmp_path.iterdir()}) == 1
+
+
+@pytest.mark.parametrize("framework", WRITERS)
 @pytest.mark.parametrize("name", KINDS)
 def test_a_writer_writes_what_it_is_given(tmp_path, name, framework):
     recipe = reduced(name, layers=2, heads=1, width=8)

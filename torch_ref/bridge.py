@@ -18,7 +18,7 @@ from torch import Tensor
 from jaxgpt.errors import BadInput
 from jaxgpt.files import check_ordinary
 from jaxgpt.recipes import DType, Recipe
-from jaxgpt.statefile import DTYPES, check_moments, checked_header, moment_shapes
+from jaxgpt.statefile import DTYPES, check_moments, checked_header, moment_shapes, sort_metadata
 from torch_ref.tokens import Position
 
 
@@ -62,6 +62,7 @@ def save_state(
         metadata |= {"shard": str(position.shard), "offset": str(position.offset)}
     new = Path(f"{path}.new")
     save_file(tensors, new, metadata=metadata)
+    sort_metadata(new)
     new.replace(path)
 
 
