@@ -1,6 +1,6 @@
-"""The page of the claims, made from claims.json alone."""
+"""The page of the claims, made from claims.json and the names of the pictures alone."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from jaxgpt.report import markdown_table
 
@@ -8,11 +8,12 @@ _NONE = "-"
 MARK = "<!-- written by benchmarks.claims from claims.json -->"
 
 
-def page(entries: Sequence[dict]) -> str:
-    """claims.md: a table of all, then each with what was seen, its files and its command.
+def page(entries: Sequence[dict], pictures: Mapping[str, str]) -> str:
+    """claims.md: a table of all, the pictures, then each with what was seen, its files and its command.
 
     Args:
       entries: the list in claims.json.
+      pictures: file beside the page -> caption.
     """
     table = [["claim", "", "verdict", "figure", "interval"]]
     for each in entries:
@@ -26,6 +27,7 @@ def page(entries: Sequence[dict]) -> str:
         "token. An interval is 90% where a margin is tested (two one-sided tests at 5%), 95% elsewhere. "
         "`python -m benchmarks.claims results --check` computes all of it again from the files.",
         markdown_table(table, texts=3),
+        *(f"{caption}:\n\n![{caption}]({name})" for name, caption in pictures.items()),
     ]
     for each in entries:
         parts += [f"## {each['id']}: {each['verdict']}", f"{each['claim']}.", f"{_sentence(each['seen'])}"]

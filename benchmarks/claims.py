@@ -34,6 +34,12 @@ _PICTURES = {
     "124m-muon.png": ("124m-muon-200-jax", "124m-muon-200-torch"),
     "20m.png": ("20m-adamw-seed0-jax", "20m-muon-seed0-jax", "20m-soap-jax", "20m-shampoo-jax"),
 }
+_CAPTIONS = {
+    "124m.png": "124M on one H100: runs of the claims a and b; their names say optimiser, steps and framework",
+    "124m-adamw.png": "AdamW at 124M in both frameworks",
+    "124m-muon.png": "Muon at 124M in both frameworks",
+    "20m.png": "19M parameters in JAX, seed 0: AdamW, Muon, SOAP and Shampoo, each with its published settings",
+}
 _CLOSE = 1e-6
 """Relative: sums come out otherwise on another machine."""
 
@@ -63,7 +69,10 @@ def main(argv: list[str] | None = None) -> None:
         )
         sys.exit(1 if apart else 0)
     entries = judged(flags.results)
-    written = {flags.results / name: content for name, content in (files(entries) | pictures(flags.results)).items()}
+    written = {
+        flags.results / name: content
+        for name, content in (files(entries, flags.results) | pictures(flags.results)).items()
+    }
     readme = flags.results.resolve().parent / README
     if readme.is_file():
         written[readme] = with_table(readme.read_text(encoding="utf-8"), entries).encode()
@@ -81,20 +90,27 @@ def judged(results: Path, claims: Sequence[Claim] = CLAIMS) -> list[dict]:
     return [_entry(results, claim) for claim in claims]
 
 
-def files(entries: Sequence[dict]) -> dict[str, bytes]:
+def files(entries: Sequence[dict], results: Path) -> dict[str, bytes]:
     """Name -> content of claims.json and claims.md."""
     figures = json.dumps(entries, indent=1, allow_nan=False) + "\n"
-    return {FIGURES: figures.encode(), PAGE: page(entries).encode()}
+    return {FIGURES: figures.encode(), PAGE: page(entries, captions(results)).encode()}
 
 
 def pictures(results: Path) -> dict[str, bytes]:
-    """Name -> picture of the runs that are there; one run alone is no picture."""
-    drawn = {}
-    for name, runs in _PICTURES.items():
-        there = [results / "runs" / run for run in runs if (results / "runs" / run).is_dir()]
-        if len(there) > 1:
-            drawn[name] = comparison_png(compare([load_run(folder) for folder in there]))
-    return drawn
+    """Name -> picture of the runs that are there."""
+    return {
+        name: comparison_png(compare([load_run(folder) for folder in _there(results, name)]))
+        for name in captions(results)
+    }
+
+
+def captions(results: Path) -> dict[str, str]:
+    """Name -> caption of the pictures that can be drawn; one run alone is no picture."""
+    return {name: said for name, said in _CAPTIONS.items() if len(_there(results, name)) > 1}
+
+
+def _there(results: Path, picture: str) -> list[Path]:
+    return [folder for run in _PICTURES[picture] if (folder := results / "runs" / run).is_dir()]
 
 
 def differences(results: Path, claims: Sequence[Claim] = CLAIMS) -> list[str]:
@@ -118,7 +134,7 @@ def differences(results: Path, claims: Sequence[Claim] = CLAIMS) -> list[str]:
         for key in found[name]:
             if key != "seen" and not _close(there[name].get(key), found[name][key]):
                 apart.append(f"{name}: {key} is {there[name].get(key)} in {FIGURES}, the files give {found[name][key]}")
-    if not apart and page(said) != text:
+    if not apart and page(said, captions(results)) != text:
         apart.append(f"{PAGE} isn't what {FIGURES} gives: write it again")
     readme = results.resolve().parent / README
     if not apart and readme.is_file():
