@@ -109,6 +109,14 @@ CLAIMS = [
     _overhead("jaxgpt"),
     _overhead("torch_ref"),
     Claim(
+        "d-plan",
+        "By plan, nothing measured: on 8 H100, its matrices dealt out over them, Newton-Schulz takes less than "
+        f"{OVERHEAD:.0%} of a step in JAX",
+        "of the planned step",
+        "python -m launch.plan --topology h100:8 --no-compile --out benchmarks/results/plans/h100-8.json",
+        verdicts.overhead_by_plan,
+    ),
+    Claim(
         "d-node",
         f"On 8 GPUs, its matrices dealt out over them, Newton-Schulz takes less than {OVERHEAD:.0%} of a step in JAX",
         "of a step",

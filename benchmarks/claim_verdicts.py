@@ -27,6 +27,7 @@ OVERHEAD = 0.09
 RECORD_TOKENS = 6000 * 524_288
 """3.15B, of muon-2024-10-12."""
 _OPTIMIZERS = ("benchmarks", "results", "optimizers-h100", "optimizers.json")
+_PLAN = ("benchmarks", "results", "plans", "h100-8.json")
 _SCALING = ("results", "scaling.json")
 _WEIGHTS = ("results", "weights.json")
 _NODE = 8
@@ -147,6 +148,20 @@ def overhead(evidence: Evidence, trainer: str) -> Finding:
         "card takes only one, the same update is a larger part of its step"
     )
     return Finding("verified" if figure < OVERHEAD else "refuted", seen, figure)
+
+
+def overhead_by_plan(evidence: Evidence) -> Finding:
+    """The same as predicted for eight H100 by `launch.plan`, from kernels measured on one."""
+    found = evidence.measured(*_PLAN)
+    assert isinstance(found, dict)
+    if found["devices"] != _NODE:
+        raise NotThere(f"{'/'.join(_PLAN)} is a plan for {found['devices']} devices, not {_NODE}")
+    step, work = found["time"]["step_ms"], found["time"]["work_ms"]["newton-schulz"]
+    seen = (
+        f"{work:.2f} of {step:.1f} ms a step on {_NODE} x {found['chip']}, predicted from kernels measured on one and "
+        f"the links' stated speeds; all exchanges between the devices take {found['time']['exposed_ms']:.2f} ms of it"
+    )
+    return Finding("verified" if work / step < OVERHEAD else "refuted", seen, work / step)
 
 
 def overhead_of_a_node(evidence: Evidence) -> Finding:

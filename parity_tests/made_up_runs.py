@@ -12,9 +12,10 @@ from parity_tests.programs import ROOT
 
 
 def empty(folder: Path) -> Path:
-    measured = folder / "benchmarks" / "results" / "optimizers-h100"
-    measured.mkdir(parents=True)
-    shutil.copy(ROOT / "benchmarks" / "results" / "optimizers-h100" / "optimizers.json", measured)
+    for file in ("optimizers-h100/optimizers.json", "plans/h100-8.json"):
+        there = folder / "benchmarks" / "results" / file
+        there.parent.mkdir(parents=True)
+        shutil.copy(ROOT / "benchmarks" / "results" / file, there)
     (folder / "results" / "runs").mkdir(parents=True)
     return folder / "results"
 

@@ -356,6 +356,21 @@ def test_an_overhead_of_a_tenth_is_refuted(results):
     assert (verdict(results, "d-jaxgpt"), entry(results, "d-jaxgpt")["figure"]) == ("refuted", pytest.approx(0.1))
 
 
+@pytest.mark.parametrize(("work_ms", "wanted"), [(8.9, "verified"), (9.1, "refuted")])
+def test_a_plans_overhead_is_its_newton_schulz_in_its_step(results, work_ms, wanted):
+    file = results.parent / "benchmarks" / "results" / "plans" / "h100-8.json"
+    plan = json.loads(file.read_text(encoding="utf-8"))
+    plan["time"] |= {"step_ms": 100.0, "work_ms": {"newton-schulz": work_ms}}
+    file.write_text(json.dumps(plan), encoding="utf-8")
+    assert (verdict(results, "d-plan"), entry(results, "d-plan")["figure"]) == (wanted, pytest.approx(work_ms / 100))
+
+
+def test_a_plan_for_another_number_of_gpus_is_no_evidence(results):
+    file = results.parent / "benchmarks" / "results" / "plans" / "h100-8.json"
+    file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | {"devices": 64}), encoding="utf-8")
+    assert verdict(results, "d-plan") == "not testable"
+
+
 def scaling(results: Path, devices: int, with_ms: float, without_ms: float) -> None:
     runs = [
         {"trainer": trainer, "alternation": 0, "devices": devices, "step_ms": [ms], "step_tokens": 1, "peak_bytes": 1}
