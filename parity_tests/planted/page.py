@@ -97,18 +97,21 @@ def _said(record: Record | None) -> str:
 def _mutants(results: dict[str, Any]) -> list[str]:
     """The mutants' part of the page."""
     mutants = results["mutants"]
-    equivalent = sum(each["outcome"].startswith("equivalent") for each in mutants)
+    survivors = [each for each in mutants if each["outcome"] != "killed"]
+    equivalent = sum((each["why"] or "").startswith("Equivalent") for each in survivors)
     intro = (
         f"## {results['generated']} mutants\n\nBugs that nobody chose: single operators, numbers and comparisons "
         f"changed by a generator (seed {results['seed']}), each climbed with the same ladder "
-        f"(`python -m parity_tests.mutants`). {results['killed']} of {results['generated']} are found, "
-        f"{equivalent} of the others change nothing that a program computes."
+        f"(`python -m parity_tests.mutants`). {results['killed']} of {results['generated']} are found. Of the "
+        f"others, {equivalent} of {len(survivors)} change nothing that a program computes."
     )
     generated = Counter((each["framework"], each["file"]) for each in mutants)
     killed = Counter((each["framework"], each["file"]) for each in mutants if each["outcome"] == "killed")
     files = [[*each[:1], code(each[1]), str(n), str(killed[each])] for each, n in generated.items()]
     rungs = Counter(each["rung"] for each in mutants if each["outcome"] == "killed")
-    by_rung = [[rung, str(rungs.pop(rung, 0))] for rung in CLIMB] + [[str(rung), str(n)] for rung, n in rungs.items()]
+    by_rung = [[rung, str(rungs.pop(rung, 0))] for rung in CLIMB] + [
+        ["beside the ladder", str(n)] for n in rungs.values()
+    ]
     survived = [
         [
             code(each["id"]),
@@ -117,8 +120,7 @@ def _mutants(results: dict[str, Any]) -> list[str]:
             cell(each["outcome"]),
             cell(each["why"] or "not known"),
         ]
-        for each in mutants
-        if each["outcome"] != "killed"
+        for each in survivors
     ]
     parts = [intro, "\n".join(_table("trainer | file | generated | killed", sorted(files)))]
     parts += ["Killed by the lowest red rung:", "\n".join(_table("rung | killed", by_rung))]
