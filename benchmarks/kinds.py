@@ -45,6 +45,7 @@ _FUNCTIONS = {
 }
 _KIND_OF_FUNCTION = {name: kind for kind, names in _FUNCTIONS.items() for name in names.split()}
 _IN_NEWTON_SCHULZ = {"newton_schulz"}
+_JITTED = re.compile(r"jit\((\w+)\)")
 
 # Library kernels have names of their own: cuBLAS, CUTLASS, cuDNN, NCCL, and what PyTorch runs outside its compiler.
 _GEMM_NAME = re.compile(r"nvjet|cutlass|gemm|xmma|splitKreduce|cublas", re.IGNORECASE)
@@ -83,6 +84,8 @@ def kind_of_jax(name: str, instruction: Instruction | None) -> str:
         return ATTENTION if _in_any(instruction, {"_written_out"}) else GEMM
     if instruction.opcode in _COPY_OPCODES:
         return COPIES
+    if instruction.target and (own := _kind_of_jitted(instruction.scopes)):
+        return own
     kinds = Counter(kind for stack in instruction.stacks if (kind := _kind_of_stack(stack)))
     return kinds.most_common(1)[0][0] if kinds else _by_name(name)
 
@@ -128,6 +131,12 @@ def _kind_of_stack(stack: tuple[str, ...]) -> str | None:
             if part in _KIND_OF_FUNCTION:
                 return _KIND_OF_FUNCTION[part]
     return None
+
+
+def _kind_of_jitted(scopes: tuple[str, ...]) -> str | None:
+    """That of the innermost jitted function that says one: a backward pass has the stack of its forward call."""
+    jitted = [name for scope in scopes for name in _JITTED.findall(scope)]
+    return next((_KIND_OF_FUNCTION[name] for name in reversed(jitted) if name in _KIND_OF_FUNCTION), None)
 
 
 def _parts(function: str) -> list[str]:

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import breakdown
 from benchmarks.breakdown import Breakdown, of_run, table
-from benchmarks.hlo import instructions
+from benchmarks.hlo import Instruction, instructions
 from benchmarks.kinds import kind_of_jax, kind_of_torch
 from benchmarks.traces import jax_kernels, torch_kernels
 from parity_tests.test_throughput import SMALL
@@ -127,6 +127,12 @@ def made_run(folder: Path, trainer: str, trace: list[dict], steps: int | None = 
     with gzip.open(folder / "trace" / "deep" / "host.trace.json.gz", "wt") as file:
         json.dump({"traceEvents": trace}, file)
     return folder
+
+
+def test_a_kernel_of_our_own_is_known_by_its_jitted_function_where_the_stack_is_its_forward_call_s():
+    scope = "jit(step)/while/body/transpose(jvp(jit(_product)))/kernel/mpmd_map"
+    backward = Instruction("custom-call", "mosaic_gpu_v2", (("MLP.__call__", "Block.open"),), (scope,), False)
+    assert kind_of_jax("kernel", backward) == "GEMM with activation"
 
 
 def test_each_kernel_of_a_stream_has_its_kind():

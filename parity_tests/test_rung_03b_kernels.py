@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType, use_abstract_mesh
 
 import jaxgpt.kernels.norm
 import jaxgpt.kernels.softmax
@@ -23,6 +24,8 @@ from jaxgpt.train import make_step
 from parity_tests.measured import assert_within
 from parity_tests.pair import assert_alike, relative
 from parity_tests.tolerances import ERROR_RATIO, FAST, FUSED_GRADIENTS
+
+TRITON, MOSAIC = "custom_call @__gpu$xla.gpu.triton", "custom_call @mosaic_gpu"
 
 in_both_dtypes = pytest.mark.parametrize("dtype", ["float64", "float32"])
 
@@ -134,26 +137,58 @@ def test_an_mlp_takes_the_kernels_where_they_are_asked_for(monkeypatch, kernels,
     assert calls == [(8, config.width)] * taken
 
 
-def lowered(function, *shapes):
-    """The program that a GPU would be given, made without one."""
-    arguments = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in shapes]
-    return jax.jit(function).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
+H100 = AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=132, platform="gpu")
 
 
-def test_the_triton_kernels_can_be_made_for_a_gpu(monkeypatch):
+@pytest.fixture
+def compiled_kernels(monkeypatch):
+    """Kernels as a GPU takes them, not interpreted."""
     for module in (jaxgpt.kernels.norm, jaxgpt.kernels.softmax):
         monkeypatch.setattr(module, "interpreted", lambda: False)
+
+
+def lowered(function, *arguments):
+    """What an H100 would be given, made without one. Since JAX 0.11 Triton's kernels ask which GPU it is."""
+    with use_abstract_mesh(AbstractMesh((1,), ("data",), (AxisType.Explicit,), abstract_device=H100)):
+        return jax.jit(function).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
+
+
+def shaped(*shapes):
+    return [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in shapes]
+
+
+@pytest.mark.usefixtures("compiled_kernels")
+def test_the_triton_kernels_can_be_made_for_a_gpu():
     scored = lambda x, y: sum(a.astype("float32").sum() for a in add_norm(x, y, 1e-6, 3, 0.2))  # noqa: E731
-    norm = lowered(jax.grad(scored, argnums=(0, 1)), ((64, 768), "float32"), ((64, 768), "bfloat16"))
-    softmax = lowered(lambda z, t: softmax_gradient(z, t, 50304, 1.0), ((64, 50304), "bfloat16"), ((64,), "int32"))
-    assert norm.count("custom_call @__gpu$xla.gpu.triton") == 2
-    assert softmax.count("custom_call @__gpu$xla.gpu.triton") == 1
+    norm = lowered(jax.grad(scored, argnums=(0, 1)), *shaped(((64, 768), "float32"), ((64, 768), "bfloat16")))
+    logits = shaped(((64, 50304), "bfloat16"), ((64,), "int32"))
+    softmax = lowered(lambda z, t: softmax_gradient(z, t, 50304, 1.0), *logits)
+    assert norm.count(TRITON) == 2
+    assert softmax.count(TRITON) == 1
 
 
 @pytest.mark.parametrize("backward", [False, True])
 def test_the_hopper_kernel_can_be_made_for_a_gpu(backward):
     shapes = [((1024, 768), "bfloat16"), ((768, 3072), "bfloat16")] + [((1024, 3072), "bfloat16")] * backward
-    assert "mosaic_gpu" in lowered(lambda *args: mlp._product(*args, processors=132), *shapes)
+    assert lowered(lambda *args: mlp._product(*args, processors=132), *shaped(*shapes)).count(MOSAIC) == 1
+
+
+def kernels_lowered(layers):
+    """How many Triton and Mosaic kernels the program of a model's gradient has: its own, not its calls of them."""
+    config = reduced("muon-2024-10-12", layers=layers, width=256).model
+    make = lambda: jaxgpt.model.GPT(config, rngs=nnx.Rngs(0), embedding="float32", kernels="fused")  # noqa: E731
+    model, weights = nnx.split(nnx.eval_shape(make))
+    loss = lambda weights, ids: nnx.merge(model, weights).hidden(ids).astype("float32").sum()  # noqa: E731
+    text = lowered(jax.grad(loss), weights, *shaped(((8, config.context), "int32")))
+    return text.count(TRITON), text.count(MOSAIC)
+
+
+@pytest.mark.usefixtures("compiled_kernels")
+def test_more_layers_have_no_more_kernels_to_lower(monkeypatch):
+    """Lowering is slow Python, and a start from XLA's cache has to wait for it."""
+    monkeypatch.setattr(mlp, "fits", lambda *_: True)
+    monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(core_count=132)])
+    assert kernels_lowered(4) == kernels_lowered(3) == (6, 2)
 
 
 def test_a_product_that_no_kernel_takes_is_xlas():

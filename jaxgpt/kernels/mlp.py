@@ -70,6 +70,7 @@ def gradient_product(
     return (2 * jnp.sqrt(wide).astype(active.dtype).astype(wide.dtype) * (a @ b)).astype(a.dtype)
 
 
+@functools.partial(jax.jit, static_argnames="processors")  # see `jaxgpt.kernels`
 def _product(a, b, active=None, *, processors):
     """A product by tiles, each taken over all its depth by two warpgroups while a third fetches; then the epilogue."""
     (rows, depth), columns = a.shape, b.shape[1]

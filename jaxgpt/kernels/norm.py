@@ -35,17 +35,17 @@ def add_norm(
       copies: how many users the normalised rows have.
       factor: of y, whose product is rounded to y's dtype; None is 1.
     """
-    total, normed, _ = _norm_forward(x, y, eps, factor)
+    total, normed, _ = _norm_forward(x, y, eps=eps, factor=factor, interpret=interpreted())
     return total, *[normed] * copies
 
 
 def _add_norm_forward(x, y, eps, copies, factor):
-    total, normed, scale = _norm_forward(x, y, eps, factor)
+    total, normed, scale = _norm_forward(x, y, eps=eps, factor=factor, interpret=interpreted())
     return (total, *[normed] * copies), (normed, scale)
 
 
 def _add_norm_backward(eps, copies, factor, kept, gradients):
-    return _norm_backward(factor, *kept, *gradients)
+    return _norm_backward(*kept, *gradients, factor=factor, interpret=interpreted())
 
 
 add_norm.defvjp(_add_norm_forward, _add_norm_backward)
@@ -70,7 +70,7 @@ def _slices(width: int) -> list:
     return [(slice(None), pl.ds(start, piece)) for start in range(0, width, piece)]
 
 
-def _call(kernel, results, *operands, **settings):
+def _call(kernel, results, *operands, interpret, **settings):
     """`kernel` on blocks of `ROWS` rows; a scale has one number a row."""
     rows = pl.BlockSpec((ROWS,), lambda i: (i,))
     whole = pl.BlockSpec((ROWS, operands[0].shape[1]), lambda i: (i, 0))
@@ -80,13 +80,14 @@ def _call(kernel, results, *operands, **settings):
         in_specs=[whole if each.ndim == 2 else rows for each in operands],
         out_specs=[whole if len(each.shape) == 2 else rows for each in results],
         out_shape=results,
-        interpret=interpreted(),
+        interpret=interpret,
         compiler_params=triton.CompilerParams(num_warps=WARPS, num_stages=1),
         **settings,
     )(*operands)
 
 
-def _norm_forward(x, y, eps, factor):
+@functools.partial(jax.jit, static_argnames=("eps", "factor", "interpret"))  # see `jaxgpt.kernels`
+def _norm_forward(x, y, *, eps, factor, interpret):
     """The sum, its norm, and 1 / sqrt(mean + eps) of each row."""
     wide = jnp.promote_types(x.dtype, jnp.float32)
 
@@ -102,10 +103,11 @@ def _norm_forward(x, y, eps, factor):
             normed_ref[at] = (part * scale[:, None]).astype(normed_ref.dtype)
 
     results = [jax.ShapeDtypeStruct(x.shape, a.dtype) for a in (x, y)] + [jax.ShapeDtypeStruct(x.shape[:1], wide)]
-    return _call(kernel, results, x, y)
+    return _call(kernel, results, x, y, interpret=interpret)
 
 
-def _norm_backward(factor, normed, scale, d_total, *d_normed):
+@functools.partial(jax.jit, static_argnames=("factor", "interpret"))
+def _norm_backward(normed, scale, d_total, *d_normed, factor, interpret):
     """d_total + scale (g - n mean(n g)) for the sum g of d_normed, in x's dtype; `factor` times that in y's."""
 
     def kernel(normed_ref, scale_ref, d_total_ref, *refs):
@@ -122,4 +124,5 @@ def _norm_backward(factor, normed, scale, d_total, *d_normed):
             dy_ref[at] = _scaled(dx.astype(dx_ref.dtype).astype(dy_ref.dtype), factor, scale.dtype)
 
     results = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (d_total, normed)]
-    return _call(kernel, results, normed, scale, d_total, *d_normed, input_output_aliases={2: 0})
+    operands = normed, scale, d_total, *d_normed
+    return _call(kernel, results, *operands, interpret=interpret, input_output_aliases={2: 0})
