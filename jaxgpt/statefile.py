@@ -83,8 +83,10 @@ def sort_metadata(path: str | Path) -> None:
         header = file.read(length).decode()
         metadata, end = json.JSONDecoder().raw_decode(header, len(start))
         ordered = json.dumps(metadata, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-        file.seek(8)
-        file.write((start + ordered + header[end:]).encode())
+        sorted_header = (start + ordered + header[end:]).encode()
+        if len(sorted_header) == length:  # another would move the tensors; no text of ours is escaped in two ways
+            file.seek(8)
+            file.write(sorted_header)
 
 
 def checked_header(path: str | Path, recipe: Recipe) -> Header:
