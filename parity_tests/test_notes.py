@@ -93,3 +93,15 @@ def test_the_command_for_growth_goes_on_with_what_is_missing():
     left = [key(case) for case in wanted if key(case) not in done]
     assert (len(done), len(left)) == (4, len(wanted) - 4)
     assert f"The other {len(left)} cases are missing" in LINES
+
+
+def test_what_pinned_rounding_costs_is_what_was_measured():
+    free, pinned = sorted(rows(read_results(RESULTS / "rounding-cpu" / "throughput.json")), key=lambda row: row.step_ms)
+    assert pinned.trainer == "jaxgpt --rounding pinned"
+    said = " ".join((ROOT / "docs" / "ladder.md").read_text(encoding="utf-8").split())
+    ratio = pinned.step_ms / free.step_ms
+    assert f"takes {pinned.step_ms:.1f} ms with it and {free.step_ms:.1f} without, {ratio:.2f} times as long" in said
+    with_kernels, without = re.search(
+        r"([\d,.]+) ms without kernels;.* all three ([\d.]+)\.", NOTES, re.DOTALL
+    ).groups()[::-1]
+    assert f"which alone makes {float(without.replace(',', '')) / float(with_kernels):.2f}" in said
