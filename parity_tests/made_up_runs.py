@@ -7,8 +7,15 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks import claims
+from benchmarks.claim_list import CLAIMS
 from benchmarks.claim_plan import SEEDS, declared, plan
 from parity_tests.programs import ROOT
+
+LARGE = {"124m-adamw-lrA-100-jax": 5.3, "124m-adamw-lrB-100-jax": 5.1, "124m-adamw-lrC-100-jax": 5.2}
+ENDS = {"adamw-300": 4.4, "muon-200": 4.3}
+LARGE |= {f"124m-{kind}-{of}": loss for kind, loss in ENDS.items() for of in ("jax", "torch")}
+"""Runs at 124M -> a final validation loss with which Muon is ahead."""
 
 
 def empty(folder: Path) -> Path:
@@ -18,6 +25,17 @@ def empty(folder: Path) -> Path:
         shutil.copy(ROOT / "benchmarks" / "results" / file, there)
     (folder / "results" / "runs").mkdir(parents=True)
     return folder / "results"
+
+
+def entry(results: Path, name: str) -> dict:
+    """What the claim of that name comes to, from the files there are."""
+    (found,) = claims.judged(results, [claim for claim in CLAIMS if claim.id == name])
+    return found
+
+
+def verdict(results: Path, name: str) -> str:
+    """The same, its verdict alone."""
+    return entry(results, name)["verdict"]
 
 
 def made(results: Path, name: str, end: float, start: str | None = None, lr: float = 0.0018, **config) -> Path:

@@ -32,17 +32,18 @@ def test_it_was_several_devices(found, device, all_gpus):
 
 
 def test_float32_gradients_do_not_depend_on_devices(found, device):
-    gradients, what = found["gradients"], f"rung 9, gradients on {found['devices']} devices"
-    worst = max(gradients, key=gradients.get)
+    what = f"rung 9, gradients on {found['devices']} devices"
     assert_within(found["loss"], MESH_AT_SCALE[device]["loss"], f"{what}: loss")
-    assert_within(gradients[worst], MESH_AT_SCALE[device]["gradients"], f"{what}: {worst}")
+    for name, apart in found["gradients"].items():
+        assert_within(apart, MESH_AT_SCALE[device]["gradients"], f"{what}: {name}")
 
 
 def test_float32_training_with_matrices_dealt_out_is_that_of_one_device(found, device):
     what = f"rung 9, training on {found['devices']} devices"
-    worst = max(found["weights"], key=found["weights"].get)
-    assert_within(max(found["losses"]), MESH_AT_SCALE[device]["loss"], f"{what}: losses")
-    assert_within(found["weights"][worst], MESH_AT_SCALE[device]["weights"], f"{what}: {worst}")
+    for step, apart in enumerate(found["losses"]):
+        assert_within(apart, MESH_AT_SCALE[device]["loss"], f"{what}: loss of step {step}")
+    for name, apart in found["weights"].items():
+        assert_within(apart, MESH_AT_SCALE[device]["weights"], f"{what}: {name}")
 
 
 def test_bfloat16_gradients_are_as_near_to_float32_on_several_devices_as_on_one(found, device):
