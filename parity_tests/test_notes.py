@@ -1,13 +1,13 @@
 """What benchmarks/NOTES.md says of trainers side by side and of growth: the figures are those of the recorded runs."""
 
+import json
 import re
-import statistics
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
-from benchmarks import growth
+from benchmarks import growth, growth_plot, scaling
 from benchmarks.growth_cases import cases, key
 from benchmarks.throughput_table import Row, read_results, rows
 from jaxgpt.commands import parse
@@ -65,10 +65,10 @@ def test_our_own_micro_batches_beside_the_lean_ones_are_the_measured_ones():
 
 
 def test_compiling_takes_what_was_measured():
-    muon, modern = (measured(file)["jaxgpt"] for file in ("muon", "modern"))
-    cold, warm = f"{muon.cold_s:.1f} s cold", f"{muon.warm_s:.1f} s with a full cache"
-    says = f"Compiling takes {cold} and {warm}, `modern-2024-10-14` {modern.cold_s:.1f} and {modern.warm_s:.1f}"
-    assert says in LINES
+    now, muon, modern = (measured(file)["jaxgpt"] for file in ("readme", "muon", "modern"))
+    assert f"Compiling takes {now.cold_s:.1f} s cold and {now.warm_s:.1f} s with a full cache" in LINES
+    assert f"it took {muon.cold_s:.1f} and {muon.warm_s:.1f} s" in LINES
+    assert f"`modern-2024-10-14` (`modern.json`) {modern.cold_s:.1f} and {modern.warm_s:.1f}." in LINES
 
 
 def grown() -> tuple[growth.Flags, dict]:
@@ -79,28 +79,52 @@ def grown() -> tuple[growth.Flags, dict]:
     return flags, growth.read(replace(flags, out=ROOT / flags.out))
 
 
-def test_growth_so_far_is_the_measured_one():
-    for case in grown()[1]["cases"]:
-        ms = statistics.median(case["step_ms"])
-        cells = [str(case["value"]), f"{ms:.1f}", f"{case['cpu_ms']:.1f}", f"{case['tokens_per_s']:,.0f}"]
-        assert f"| {' | '.join(cells)} |" in NOTES
+def test_growth_is_the_measured_one():
+    lines = [line for line in growth_plot.table(grown()[1]).splitlines() if line.startswith("|")]
+    assert len(lines) > 10
+    assert "\n".join(lines) in NOTES
 
 
-def test_the_command_for_growth_goes_on_with_what_is_missing():
+def test_no_case_of_growth_is_missing():
     flags, there = grown()
     wanted = [asdict(case) for axis in flags.axes for case in cases(RECIPES[flags.recipe], axis, flags.step_tokens)]
-    done = {key(case) for case in there["cases"]}
-    left = [key(case) for case in wanted if key(case) not in done]
-    assert (len(done), len(left)) == (4, len(wanted) - 4)
-    assert f"The other {len(left)} cases are missing" in LINES
+    assert {key(case) for case in there["cases"]} == {key(case) for case in wanted}
+
+
+def scaled() -> dict:
+    """The measurements of one, two and four GPUs."""
+    return scaling.joined(tuple(RESULTS / "scaling-h100" / f"{n}.json" for n in (1, 2, 4)))
+
+
+def test_several_gpus_take_what_was_measured():
+    lines = [line for line in scaling.table(scaled()).splitlines() if line.startswith("|")]
+    assert "\n".join(lines) in NOTES
+
+
+def test_several_gpus_side_by_side_are_the_measured_ones():
+    of = {(row.trainer, row.devices): row for row in scaling.rows(scaled())}
+    ours = {n: of["jaxgpt", n] for n in (1, 2, 4)}
+    times = lambda other, n: f"{of[other, n].step_ms / ours[n].step_ms:.3f}"  # noqa: E731
+    assert f"jaxgpt keeps {ours[4].efficiency:.1%} of four times one card's speed" in LINES
+    assert f"is {times('torch_ref', 4)} times as fast as torch_ref as it is" in LINES
+    assert f"{times('torch_ref --optimizer.distributed', 4)} times as fast as torch_ref with Muon dealt out" in LINES
+    assert f"on two {times('torch_ref', 2)} times torch_ref" in LINES
+
+
+def test_the_share_of_exchanges_that_is_covered_is_the_profiled_one():
+    (run,) = json.loads((RESULTS / "scaling-h100" / "breakdown.json").read_text(encoding="utf-8"))["runs"]
+    took, covered = run["kinds"]["collectives"], run["overlapped"]
+    says = f"exchanges take {took:.2f} ms of a step, and other kernels run during {covered:.2f} of them"
+    assert f"{says}, {covered / took:.0%}" in LINES
 
 
 def test_what_pinned_rounding_costs_is_what_was_measured():
-    free, pinned = sorted(rows(read_results(RESULTS / "rounding-cpu" / "throughput.json")), key=lambda row: row.step_ms)
-    assert pinned.trainer == "jaxgpt --rounding pinned"
     said = " ".join((ROOT / "docs" / "ladder.md").read_text(encoding="utf-8").split())
-    ratio = pinned.step_ms / free.step_ms
-    assert f"takes {pinned.step_ms:.1f} ms with it and {free.step_ms:.1f} without, {ratio:.2f} times as long" in said
+    for file in ("rounding-cpu/throughput.json", "throughput-h100/pinned.json"):
+        free, pinned = sorted(rows(read_results(RESULTS / file)), key=lambda row: row.step_ms)
+        assert pinned.trainer == "jaxgpt --rounding pinned"
+        took = f"takes {pinned.step_ms:,.1f} ms with it and {free.step_ms:.1f} without"
+        assert f"{took}, {pinned.step_ms / free.step_ms:.2f} times as long" in said
     with_kernels, without = re.search(
         r"([\d,.]+) ms without kernels;.* all three ([\d.]+)\.", NOTES, re.DOTALL
     ).groups()[::-1]
