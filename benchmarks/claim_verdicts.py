@@ -101,8 +101,8 @@ def _ulp_away(evidence: Evidence, jax: Run, torch: Run, name: str) -> str:
     val, train = zip(largest["itself"], largest["JAX"], strict=True)
     return (
         f"one run of torch from weights an ulp away, the same otherwise, was measured to step {last}: up to there "
-        f"torch parts from itself by {val[0]:.4f} in a validation loss and {train[0]:.4f} in a training loss, from JAX by "
-        f"{val[1]:.4f} and {train[1]:.4f}"
+        f"torch parts from itself by {val[0]:.4f} in a validation loss and {train[0]:.4f} in a training loss, from JAX "
+        f"by {val[1]:.4f} and {train[1]:.4f}"
     )
 
 
