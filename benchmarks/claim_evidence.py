@@ -61,27 +61,6 @@ class Evidence:
             run = load_run(folder)
         except BadInput as error:
             raise NotThere(str(error)) from None
-        self._looked_at(folder)
-        return run
-
-    def ulp_away(self, run: Run, name: str) -> Run | None:
-        """The yardstick of `run`, which is called `name`: the same but for weights an ulp away; it may be unfinished.
-
-        None where there is none, or where something else in it differs.
-        """
-        folder = self.results / "yardsticks" / f"{name}-ulp"
-        if not folder.is_dir():
-            return None
-        try:
-            found = load_run(folder)
-        except BadInput:
-            return None
-        same = ("trainer", "recipe", "seed", "shards")
-        if any(found.config.get(key) != run.config.get(key) for key in same):
-            return None
-        self._looked_at(folder)
-        return found
-
-    def _looked_at(self, folder: Path) -> None:
         for file in ("config.json", "metrics.jsonl"):
             self.files[(folder / file).absolute().relative_to(self.root).as_posix()] = sha256(folder / file)
+        return run

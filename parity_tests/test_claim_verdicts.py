@@ -122,33 +122,6 @@ def test_one_pair_at_124m_stays_within_the_margin_or_not(results, apart, wanted)
     assert found["figure"] == pytest.approx(apart)
 
 
-@pytest.fixture
-def parted(results) -> Path:
-    """A pair with AdamW at 124M that is 0.05 apart, and torch's yardstick, 0.04 from torch."""
-    made(results, "124m-adamw-300-torch", 4.3 + 0.04)
-    (results / "yardsticks").mkdir()
-    shutil.move(results / "runs" / "124m-adamw-300-torch", results / "yardsticks" / "124m-adamw-300-torch-ulp")
-    made(results, "124m-adamw-300-torch", 4.3)
-    made(results, "124m-adamw-300-jax", 4.3 + 0.05)
-    return results
-
-
-def test_where_a_pair_parts_it_is_said_how_far_torch_parts_from_itself(parted):
-    found = entry(parted, "a-adamw-124m")
-    assert found["verdict"] == "refuted"
-    assert "torch parts from itself by 0.0400 in a validation loss" in found["seen"]
-    assert "from JAX by 0.0500" in found["seen"]
-    assert "results/yardsticks/124m-adamw-300-torch-ulp/metrics.jsonl" in found["runs"]
-
-
-def test_a_yardstick_of_another_seed_is_none(parted):
-    file = parted / "yardsticks" / "124m-adamw-300-torch-ulp" / "config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"seed": 7}))
-    found = entry(parted, "a-adamw-124m")
-    assert "how far these would wasn't measured" in found["seen"]
-    assert not any("yardsticks" in path for path in found["runs"])
-
-
 # (b) fewer steps
 
 
