@@ -111,7 +111,8 @@ def parts_from_itself(evidence: Evidence) -> Finding:
         f"{_each(other)}. Training losses, at most: PyTorch from itself {_widest(of_training[0])}, JAX from PyTorch "
         f"{_widest(of_training[1])}. One run: it shows how far this recipe's losses move though no program was "
         "changed, not that nothing else parts JAX from PyTorch, and nothing of other seeds or later steps. Two runs "
-        "from the same weights part on a GPU too, which it doesn't tell from the move"
+        "from the same weights part on a GPU too, which it doesn't tell from the move. Declared after the run was seen,"
+        f" with the others' margin, {MARGIN}"
     )
     return Finding("verified" if figure > MARGIN else "refuted", seen, figure)
 

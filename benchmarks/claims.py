@@ -106,20 +106,21 @@ def files(entries: Sequence[dict], results: Path) -> dict[str, bytes]:
 def pictures(results: Path) -> dict[str, bytes]:
     """Name -> picture of the runs that are there."""
     return {
-        name: comparison_png(compare([load_run(folder) for folder in _there(results, name)]))
+        name: comparison_png(compare([load_run(folder) for folder in folders(results, name)]))
         for name in captions(results)
     }
 
 
 def captions(results: Path) -> dict[str, str]:
     """Name -> caption of the pictures that can be drawn; one run alone is no picture."""
-    return {name: said for name, said in _CAPTIONS.items() if len(_there(results, name)) > 1}
+    return {name: said for name, said in _CAPTIONS.items() if len(folders(results, name)) > 1}
 
 
-def _there(results: Path, picture: str) -> list[Path]:
+def folders(results: Path, picture: str) -> list[Path]:
+    """Those of the picture's runs that are there."""
     kinds = {claim_ulp.NAME: claim_ulp.FOLDER}
-    folders = [results / kinds.get(run, "runs") / run for run in _PICTURES[picture]]
-    return [folder for folder in folders if folder.is_dir()]
+    runs = [results / kinds.get(run, "runs") / run for run in _PICTURES[picture]]
+    return [folder for folder in runs if folder.is_dir()]
 
 
 def differences(results: Path, claims: Sequence[Claim] = CLAIMS) -> list[str]:
