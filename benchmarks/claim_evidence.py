@@ -4,11 +4,15 @@ import json
 from pathlib import Path
 
 import jaxgpt.published
+from benchmarks import claim_ulp
 from benchmarks.claim_plan import plan
 from benchmarks.claim_runs import is_finished
 from jaxgpt.curves import Run, Series, load_run, published_run
 from jaxgpt.errors import BadInput
 from jaxgpt.files import sha256
+
+_ALIKE = ("trainer", "recipe", "seed", "precision", "micro_batch", "devices", "versions")
+"""What a yardstick's config.json says as that of its run does."""
 
 
 class NotThere(Exception):
@@ -39,6 +43,25 @@ class Evidence:
             raise NotThere(f"not run yet: {', '.join(missing[:3])}{more}")
         return [self._run(name) for name in names]
 
+    def yardstick(self) -> Run:
+        """The run of `benchmarks.claim_ulp`, of any length, but otherwise as the one that it stands beside.
+
+        Raises:
+          NotThere: it isn't there, or differs from that one in more than its initial weights and length.
+        """
+        folder, beside = self.results / claim_ulp.FOLDER / claim_ulp.NAME, self.results / "runs" / claim_ulp.OF
+        if not folder.is_dir():
+            raise NotThere(f"not run yet: {claim_ulp.NAME}")
+        try:
+            run, other = load_run(folder), load_run(beside)
+        except BadInput as error:
+            raise NotThere(str(error)) from None
+        apart = [key for key in _ALIKE if run.config.get(key) != other.config.get(key)]
+        if apart:
+            raise NotThere(f"{run.name} has another {apart[0]} than {other.name}")
+        self._note(folder)
+        return run
+
     def measured(self, *path: str) -> dict | list:
         """What a JSON file below the project's root holds."""
         file = self.root.joinpath(*path)
@@ -61,6 +84,10 @@ class Evidence:
             run = load_run(folder)
         except BadInput as error:
             raise NotThere(str(error)) from None
+        self._note(folder)
+        return run
+
+    def _note(self, folder: Path) -> None:
+        """A run has been read."""
         for file in ("config.json", "metrics.jsonl"):
             self.files[(folder / file).absolute().relative_to(self.root).as_posix()] = sha256(folder / file)
-        return run

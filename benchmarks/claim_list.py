@@ -90,6 +90,14 @@ CLAIMS = [
     _same_end("adamw", "AdamW"),
     _same_curve("muon", "Muon", MUON_STEPS),
     _same_curve("adamw", "AdamW", ADAMW_STEPS),
+    Claim(
+        "a-adamw-itself",
+        f"PyTorch parts from itself by more than {MARGIN} nats too: a validation loss of the same run, AdamW at 124M, "
+        "from weights a unit in the last place away",
+        "nats, largest difference",
+        f"python -m benchmarks.claim_ulp results {_DATA} --stop-at 150 && python -m benchmarks.claim_weights results",
+        verdicts.parts_from_itself,
+    ),
     _fewer_steps("jax", "JAX"),
     _fewer_steps("torch", "PyTorch"),
     Claim(

@@ -12,12 +12,13 @@ from typing import Literal
 import numpy as np
 from scipy.special import stdtrit
 
+from benchmarks import claim_ulp
 from benchmarks.claim_evidence import Evidence, NotThere
 from benchmarks.claim_extrapolation import power_law
 from benchmarks.claim_plan import ADAMW_STEPS, LLMC, LRS, MUON_STEPS, SEEDS, TRAINERS, plan
 from benchmarks.claim_runs import best
 from benchmarks.scaling import rows
-from jaxgpt.curves import RECORD_LOSS, Run, difference, tokens_to
+from jaxgpt.curves import RECORD_LOSS, Run, Series, difference, tokens_to
 from jaxgpt.equivalence import MARGIN, MOST_PAIRS, POWER, judge, pairs_needed, power
 
 Verdict = Literal["verified", "refuted", "underpowered", "not testable"]
@@ -81,11 +82,39 @@ def same_curve(evidence: Evidence, kind: str, steps: int) -> Finding:
         f"torch minus JAX {val.loss[-1]:+.4f}. One pair: it says nothing about other seeds"
     )
     if figure > MARGIN:
-        seen += (
-            ", and not why they part: runs of one framework part too, from weights a unit in the last place away "
-            "(docs/optimizers.md, the noise floor); how far these would wasn't measured"
-        )
+        seen += ", and not why they part: runs of one framework part too (docs/optimizers.md, the noise floor"
+        seen += "; AdamW's at this size: a-adamw-itself)" if kind == "adamw" else ")"
     return Finding("verified" if figure <= MARGIN else "refuted", seen, figure)
+
+
+def parts_from_itself(evidence: Evidence) -> Finding:
+    """Whether PyTorch parts from itself by more than the margin, from weights an ulp away (`benchmarks.claim_ulp`)."""
+    jax, torch = evidence.runs(*(f"124m-adamw-{ADAMW_STEPS}-{framework}" for framework in TRAINERS))
+    _same_start(evidence, jax, torch)
+    moved = evidence.yardstick()
+    _same_text(torch, moved)
+    if moved.config.get("init_sha256") not in _known(evidence).get(claim_ulp.START, []):
+        raise NotThere(f"{moved.name} isn't known to have started from weights a unit in the last place away")
+    last = int(moved.val.step[-1]) if len(moved.val) else 0
+    if not last:
+        raise NotThere(f"{moved.name} has no validation after its start")
+    itself, across, other = (
+        _until(difference(*pair), last) for pair in ((torch.val, moved.val), (jax.val, torch.val), (jax.val, moved.val))
+    )
+    of_training = difference(torch.train, moved.train), _until(difference(jax.train, torch.train), last)
+    figure = float(np.abs(itself.loss).max())
+    ended = "" if last == ADAMW_STEPS else f" of {ADAMW_STEPS}, where that run was ended"
+    steps = ", ".join(str(step) for step in itself.step[1:])
+    seen = (
+        f"up to step {last}{ended}. Apart, validation losses of steps {steps}: PyTorch from itself {_each(itself)}; "
+        f"JAX from PyTorch, from the same weights, {_each(across)}; JAX from PyTorch from the moved weights "
+        f"{_each(other)}. Training losses, at most: PyTorch from itself {_widest(of_training[0])}, JAX from PyTorch "
+        f"{_widest(of_training[1])}. One run: it shows how far this recipe's losses move though no program was "
+        "changed, not that nothing else parts JAX from PyTorch, and nothing of other seeds or later steps. Two runs "
+        "from the same weights part on a GPU too, which it doesn't tell from the move. Declared after the run was seen,"
+        f" with the others' margin, {MARGIN}"
+    )
+    return Finding("verified" if figure > MARGIN else "refuted", seen, figure)
 
 
 def fewer_steps(evidence: Evidence, framework: str) -> Finding:
@@ -112,9 +141,11 @@ def fewer_steps(evidence: Evidence, framework: str) -> Finding:
 def ahead_of_llmc(evidence: Evidence) -> Finding:
     """Whether Muon's final loss is below that of llm.c's recipe at equal tokens."""
     muon, llmc = evidence.runs(f"124m-muon-{MUON_STEPS}-jax", LLMC)
+    _same_text(muon, llmc)
     seen = (
         f"final validation losses after {muon.tokens:,} tokens of the same text: Muon {muon.val.loss[-1]:.4f}, llm.c's "
-        f"recipe {llmc.val.loss[-1]:.4f}, its learning rate not tuned for so short a run"
+        f"recipe {llmc.val.loss[-1]:.4f}, its learning rate not tuned for so short a run; their models differ too, and "
+        "how much of it is the optimiser's isn't said"
     )
     return _one_against_one(evidence, "jax", muon, llmc, seen)
 
@@ -235,8 +266,13 @@ def _same_start(evidence: Evidence, one: Run, other: Run) -> None:
     The same weights are one file, or two that `benchmarks.claim_weights` found to hold the same.
     """
     starts = {run.config.get("init_sha256") for run in (one, other)}
-    if None in starts or (len(starts) > 1 and not any(starts <= set(files) for files in _known(evidence))):
+    if None in starts or (len(starts) > 1 and not any(starts <= set(files) for files in _known(evidence).values())):
         raise NotThere(f"{one.name} and {other.name} didn't start from the same weights")
+    _same_text(one, other)
+
+
+def _same_text(one: Run, other: Run) -> None:
+    """`NotThere` unless both were trained and validated on the same shards."""
     shards = [
         [[shard["sha256"] for shard in run.config["shards"][kind]] for kind in ("train", "val")] for run in (one, other)
     ]
@@ -244,14 +280,31 @@ def _same_start(evidence: Evidence, one: Run, other: Run) -> None:
         raise NotThere(f"{one.name} and {other.name} weren't trained on the same shards")
 
 
-def _known(evidence: Evidence) -> list[list[str]]:
-    """SHA-256 of the files of each of the initial weights, where they have been made again."""
+def _known(evidence: Evidence) -> dict[str, list[str]]:
+    """Name of initial weights -> SHA-256 of their files, where they have been made again."""
     try:
         found = evidence.measured(*_WEIGHTS)
     except NotThere:
-        return []
+        return {}
     assert isinstance(found, dict)
-    return list(found.values())
+    return found
+
+
+def _until(apart: Series, last: int) -> Series:
+    """What it has up to that step."""
+    there = apart.step <= last
+    return Series(apart.step[there], apart.tokens[there], apart.loss[there], apart.time_s[there])
+
+
+def _each(apart: Series) -> str:
+    """Distances of the losses after the first."""
+    return ", ".join(f"{abs(loss):.4f}" for loss in apart.loss[1:])
+
+
+def _widest(apart: Series) -> str:
+    """The largest distance of losses, and where."""
+    at = np.abs(apart.loss).argmax()
+    return f"{abs(apart.loss[at]):.4f} (step {apart.step[at]})"
 
 
 def _passes(run: Run) -> str:

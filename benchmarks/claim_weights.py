@@ -10,8 +10,6 @@ Imports neither JAX nor PyTorch.
 import hashlib
 import itertools
 import json
-import os
-import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -20,8 +18,8 @@ from typing import Annotated
 
 import tyro
 
-from benchmarks.claim_plan import plan, weights
-from benchmarks.trainer_runs import python_path
+from benchmarks import claim_ulp
+from benchmarks.claim_plan import plan
 from jaxgpt.commands import parse
 from jaxgpt.curves import read_config
 from jaxgpt.errors import BadInput, exit_codes
@@ -61,16 +59,23 @@ def used(results: Path) -> dict[str, list[dict[str, str]]]:
             wanted = {package: versions[package] for package in ("jax", "flax")}
             of_weights = found.setdefault(run.weights, [])
             of_weights += [wanted] if wanted not in of_weights else []
+    unmoved = claim_ulp.of().weights
+    if (results / claim_ulp.FOLDER / claim_ulp.NAME).is_dir() and unmoved in found:
+        found[claim_ulp.START] = found[unmoved]
     return dict(sorted(found.items()))
 
 
 def files(name: str, versions: list[dict[str, str]]) -> list[str]:
-    """SHA-256 of every file that `jaxgpt.bridge` of these versions can write of those weights, sorted."""
+    """SHA-256 of every file of those weights that `jaxgpt.bridge` of these versions can write, sorted.
+
+    The weights of `benchmarks.claim_ulp` are those of a bridge, moved.
+    """
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / f"{name}.safetensors"
-        command = [sys.executable, "-m", "jaxgpt.bridge", *weights()[name], "--out", str(file)]
-        environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": python_path()}
-        subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
+        if name == claim_ulp.START:
+            claim_ulp.make(file)
+        else:
+            claim_ulp.bridge(name, file)
         content = file.read_bytes()
         return sorted(set().union(*(orders(content, each) for each in versions)))
 

@@ -16,6 +16,7 @@ from typing import Annotated
 
 import tyro
 
+from benchmarks import claim_ulp
 from benchmarks.claim_evidence import Evidence, NotThere
 from benchmarks.claim_list import CLAIMS, Claim
 from benchmarks.claim_page import page
@@ -30,13 +31,19 @@ _PROG = "python -m benchmarks.claims"
 FIGURES, PAGE, README = "claims.json", "claims.md", "README.md"
 _PICTURES = {
     "124m.png": ("124m-adamw-300-jax", "124m-adamw-300-torch", "124m-muon-200-jax", "124m-muon-200-torch"),
-    "124m-adamw.png": ("124m-adamw-300-jax", "124m-adamw-300-torch"),
+    "124m-adamw.png": ("124m-adamw-300-torch", "124m-adamw-300-jax", claim_ulp.NAME),
     "124m-muon.png": ("124m-muon-200-jax", "124m-muon-200-torch"),
     "20m.png": ("20m-adamw-seed0-jax", "20m-muon-seed0-jax", "20m-soap-jax", "20m-shampoo-jax"),
 }
 _CAPTIONS = {
-    "124m.png": "124M on one H100: runs of the claims a and b; their names say optimiser, steps and framework",
-    "124m-adamw.png": "AdamW at 124M in both frameworks",
+    "124m.png": (
+        "124M on one H100, all with the model of muon-2024-10-12, each with the optimiser, steps and framework of its "
+        "name (Muon's two lie on each other), and with its own schedule: where Muon's ends, AdamW's goes on"
+    ),
+    "124m-adamw.png": (
+        "AdamW at 124M in both frameworks, and (ulp) in PyTorch again from weights a unit in the last place away, "
+        "which was ended at half the steps"
+    ),
     "124m-muon.png": "Muon at 124M in both frameworks",
     "20m.png": "19M parameters in JAX, seed 0: AdamW, Muon, SOAP and Shampoo, each with its published settings",
 }
@@ -99,18 +106,21 @@ def files(entries: Sequence[dict], results: Path) -> dict[str, bytes]:
 def pictures(results: Path) -> dict[str, bytes]:
     """Name -> picture of the runs that are there."""
     return {
-        name: comparison_png(compare([load_run(folder) for folder in _there(results, name)]))
+        name: comparison_png(compare([load_run(folder) for folder in folders(results, name)]))
         for name in captions(results)
     }
 
 
 def captions(results: Path) -> dict[str, str]:
     """Name -> caption of the pictures that can be drawn; one run alone is no picture."""
-    return {name: said for name, said in _CAPTIONS.items() if len(_there(results, name)) > 1}
+    return {name: said for name, said in _CAPTIONS.items() if len(folders(results, name)) > 1}
 
 
-def _there(results: Path, picture: str) -> list[Path]:
-    return [folder for run in _PICTURES[picture] if (folder := results / "runs" / run).is_dir()]
+def folders(results: Path, picture: str) -> list[Path]:
+    """Those of the picture's runs that are there."""
+    kinds = {claim_ulp.NAME: claim_ulp.FOLDER}
+    runs = [results / kinds.get(run, "runs") / run for run in _PICTURES[picture]]
+    return [folder for folder in runs if folder.is_dir()]
 
 
 def differences(results: Path, claims: Sequence[Claim] = CLAIMS) -> list[str]:

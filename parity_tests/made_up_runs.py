@@ -38,14 +38,25 @@ def verdict(results: Path, name: str) -> str:
     return entry(results, name)["verdict"]
 
 
-def made(results: Path, name: str, end: float, start: str | None = None, lr: float = 0.0018, **config) -> Path:
-    """A run of that name which ends at that validation loss; `start` stands for its initial weights."""
+def made(
+    results: Path,
+    name: str,
+    end: float,
+    start: str | None = None,
+    lr: float = 0.0018,
+    folder: Path | None = None,
+    **config,
+) -> Path:
+    """A run of that name which ends at that validation loss; `start` stands for its initial weights.
+
+    It is in `folder`, by default that of its name in `results`.
+    """
     run = next(run for run in plan() if run.name == name)
     recipe, seed = declared(run)
     if run.best_of:
         recipe = dataclasses.replace(recipe, optimizer=dataclasses.replace(recipe.optimizer, lr=lr))
-    folder, steps = results / "runs" / name, recipe.schedule.steps
-    folder.mkdir()
+    folder, steps = folder or results / "runs" / name, recipe.schedule.steps
+    folder.mkdir(parents=True)
     digest = hashlib.sha256((start or run.weights).encode()).hexdigest()
     said = {"trainer": run.trainer, "recipe": dataclasses.asdict(recipe), "seed": seed, "init_sha256": digest}
     said |= {"flags": {"seed": seed, "init_from": f"{start or run.weights}.safetensors"}, "devices": ["made up"]}

@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks.claim_list import CLAIMS
 from benchmarks.claim_plan import SEEDS
+from benchmarks.claim_ulp import NAME, START
 from parity_tests.made_up_runs import LARGE, empty, entry, made, seeds, verdict
 from parity_tests.programs import ROOT
 
@@ -122,6 +123,66 @@ def test_one_pair_at_124m_stays_within_the_margin_or_not(results, apart, wanted)
     assert found["figure"] == pytest.approx(apart)
 
 
+# (a) and PyTorch from itself
+
+
+def moved(results: Path, until: int, end: float, torch: float = 4.4, **config) -> Path:
+    """AdamW's pair at 124M, and the run beside it, whose weights are known to be moved; it has losses to `until`."""
+    made(results, "124m-adamw-300-jax", 4.4)
+    beside = made(results, "124m-adamw-300-torch", torch)
+    folder = made(results, "124m-adamw-300-torch", end, folder=results / "yardsticks" / NAME, start="moved", **config)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    kept = "".join(f"{json.dumps(line)}\n" for line in lines if line["step"] <= until)
+    (folder / "metrics.jsonl").write_text(kept, encoding="utf-8")
+    start = json.loads((folder / "config.json").read_text(encoding="utf-8"))["init_sha256"]
+    (results / "weights.json").write_text(json.dumps({START: [start]}), encoding="utf-8")
+    return beside
+
+
+@pytest.mark.parametrize(
+    ("until", "apart", "wanted"), [(150, 0.01, "verified"), (300, 0.01, "verified"), (150, 0.005, "refuted")]
+)
+def test_pytorch_parts_from_itself_by_more_than_the_margin_or_not(results, until, apart, wanted):
+    moved(results, until, 4.4 + apart)
+    found = entry(results, "a-adamw-itself")
+    assert (found["verdict"], found["figure"]) == (wanted, pytest.approx(apart * until / 300))
+    assert (f"up to step {until}" in found["seen"], "where that run was ended" in found["seen"]) == (True, until < 300)
+
+
+def test_of_the_frameworks_only_the_steps_that_the_moved_run_has_are_compared(results):
+    moved(results, 100, 4.43, torch=4.46)
+    said = entry(results, "a-adamw-itself")["seen"]
+    assert "PyTorch from itself 0.0050, 0.0100; JAX from PyTorch, from the same weights, 0.0100, 0.0200; JAX" in said
+
+
+def test_a_moved_run_is_named_where_it_is_missing(results):
+    shutil.rmtree(moved(results, 150, 4.41).parents[1] / "yardsticks")
+    assert entry(results, "a-adamw-itself")["seen"] == f"not run yet: {NAME}"
+
+
+def test_weights_that_nobody_moved_are_no_yardstick(results):
+    moved(results, 150, 4.41)
+    (results / "weights.json").write_text(json.dumps({"124m-seed0": []}), encoding="utf-8")
+    found = entry(results, "a-adamw-itself")
+    assert (found["verdict"], "isn't known to have started" in found["seen"]) == ("not testable", True)
+
+
+def test_a_moved_run_with_another_setting_is_no_yardstick(results):
+    moved(results, 150, 4.41, seed=1)
+    assert entry(results, "a-adamw-itself")["seen"] == f"{NAME} has another seed than 124m-adamw-300-torch"
+
+
+def test_a_moved_run_without_a_validation_says_nothing(results):
+    moved(results, 49, 4.41)
+    assert verdict(results, "a-adamw-itself") == "not testable"
+
+
+def test_a_moved_run_is_among_the_files_of_its_claim_alone(results):
+    moved(results, 150, 4.41)
+    has = {name: [f for f in entry(results, name)["runs"] if NAME in f] for name in ("a-adamw-itself", "a-adamw-124m")}
+    assert {name: len(files) for name, files in has.items()} == {"a-adamw-itself": 2, "a-adamw-124m": 0}
+
+
 # (b) fewer steps
 
 
@@ -231,6 +292,13 @@ def test_muon_below_llmc_at_equal_tokens(results):
     for kind in ("muon", "adamw"):
         seeds(results, kind, lambda seed: 0.0)
     assert verdict(results, "e-equal-tokens") == "verified"
+
+
+def test_llmc_on_another_text_is_no_comparison(results):
+    made(results, "124m-muon-200-jax", 4.3)
+    other = {kind: [{"path": kind, "tokens": 10**8, "sha256": "another"}] for kind in ("train", "val")}
+    made(results, "124m-llmc-200-jax", 4.9, shards=other)
+    assert verdict(results, "e-equal-tokens") == "not testable"
 
 
 def test_the_record_is_not_testable_and_its_extrapolation_is_marked(results):

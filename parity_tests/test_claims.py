@@ -4,6 +4,7 @@ Where a claim's verdict falls: `test_claim_verdicts`.
 """
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from benchmarks import claims
 from benchmarks.claim_list import CLAIMS
 from benchmarks.claim_table import BEGIN, END, SHORT, with_table
-from parity_tests.made_up_runs import empty, made
+from parity_tests.made_up_runs import empty, entry, made
 from parity_tests.programs import ROOT
 
 RESULTS = ROOT / "results"
@@ -43,6 +44,35 @@ def test_every_claim_of_results_has_all_its_fields():
 def test_a_figure_is_only_where_something_was_tested():
     entries = json.loads((RESULTS / "claims.json").read_text(encoding="utf-8"))
     assert [e["id"] for e in entries if (e["verdict"] == "not testable") != (e["figure"] is None)] == []
+
+
+def test_how_far_pytorch_parts_from_itself_is_said_in_words_as_the_files_give_it():
+    entries = json.loads((RESULTS / "claims.json").read_text(encoding="utf-8"))
+    said = next(e["seen"] for e in entries if e["id"] == "a-adamw-itself")
+    assert said == entry(RESULTS, "a-adamw-itself")["seen"]
+    assert re.findall(r"itself ([\d., ]+); JAX from PyTorch, from the same weights, ([\d., ]+);", said) == [
+        ("0.0036, 0.0441, 0.0491", "0.0012, 0.0311, 0.0510")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("page", "figures"), [("optimizers", "0.0036 0.0441 0.0491 0.0012 0.0311 0.0510"), ("traps", "0.049")]
+)
+def test_a_page_says_how_far_pytorch_parts_from_itself_as_the_files_give_it(page, figures):
+    text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    (part,) = [part for part in text.split("\n\n") if "a-adamw-itself" in part]
+    found = entry(RESULTS, "a-adamw-itself")
+    given = re.findall(r"0\.\d{4}", found["seen"])
+    assert re.findall(r"\b0\.0\d{2,3}\b", part) == figures.split()
+    assert [f for f in figures.split() if f not in given and f != f"{found['figure']:.3f}"] == []
+
+
+def test_the_moved_run_is_in_the_picture_of_adamw():
+    assert [folder.parent.name for folder in claims.folders(RESULTS, "124m-adamw.png")] == [
+        "runs",
+        "runs",
+        "yardsticks",
+    ]
 
 
 # Planted faults

@@ -111,6 +111,23 @@ def test_a_save_costs_what_was_measured():
     assert "Saving checkpoints costs about 0.1%" in README.replace("\n", " ")
 
 
+def test_what_the_plot_at_the_top_shows_is_said_as_it_was_recorded():
+    runs = RUNS.with_name("muon-2024-10-12-kernels-h100")
+    config = json.loads((runs / "jaxgpt" / "config.json").read_text(encoding="utf-8"))
+    text = sum(shard["tokens"] for shard in config["shards"]["train"])
+    ours, theirs = (metrics(trainer, "val_loss", runs) for trainer in ("jaxgpt", "torch_ref"))
+    apart = {}
+    for key in ("train_loss", "val_loss"):
+        one, other = (metrics(trainer, key, runs) for trainer in ("jaxgpt", "torch_ref"))
+        apart[key] = max(abs(one[step] - other[step]) for step in one)
+    says = (
+        f"on {text / 1e6:.0f}M of those tokens, {200 * 524_288 / text:.2f} passes: {ours[200]:.4f} in JAX and "
+        f"{theirs[200]:.4f} in PyTorch at step 200; a training loss at most {apart['train_loss']:.4f} apart, a "
+        f"validation loss {apart['val_loss']:.4f}"
+    )
+    assert says in README.replace("\n", " ")
+
+
 def test_validation_losses_are_the_recorded_ones():
     ours, theirs = (metrics(trainer, "val_loss") for trainer in ("jaxgpt", "torch_ref"))
     says = f"{ours[0]:.4f} in both at step 0; {ours[200]:.4f} in JAX and {theirs[200]:.4f} in PyTorch at step 200"

@@ -25,8 +25,8 @@ from parity_tests.walks import quoted, walk, without_rounding
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PUBLISHED = (
-    "python -m jaxgpt.compare benchmarks/results/muon-2024-10-12-h100/jaxgpt "
-    "benchmarks/results/muon-2024-10-12-h100/torch_ref --published muon-2024-10-10 --out report"
+    "python -m jaxgpt.compare benchmarks/results/muon-2024-10-12-kernels-h100/jaxgpt "
+    "benchmarks/results/muon-2024-10-12-kernels-h100/torch_ref --published muon-2024-10-10 --out report"
 )
 HERE = {
     "python -m benchmarks.claims results --check": "every figure, hash and verdict is what the files give",
