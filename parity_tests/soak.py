@@ -33,10 +33,8 @@ EVERY = 10
 WARM_UP = 0.2
 """What part of the steps memory has to settle in: allocators keep what they have used once."""
 LARGEST_SLOPE = {"torch_ref.train": 50.0, "jaxgpt.train": 1000.0}
-"""Bytes a step that the whole interval of memory's growth must stay below. Without saves JAX's memory is as flat as
-PyTorch's. Saves by Orbax leave some behind: tensorstore's `Spec.to_json` loses 2 KB at each call, which Orbax makes for
-each array. Of 960 saves of 20 arrays the last 880 left 29 KB each, and the first ones several times that, until the
-allocator has settled; the 40 saves of a soak are mostly such first ones."""
+"""Bytes a step that the whole interval of memory's growth must stay below. Each save by Orbax leaves 100 KB and more
+behind: tensorstore's `Spec.to_json` loses lists of each array. Without saves JAX's memory is as flat as PyTorch's."""
 LARGEST_SLOWDOWN = 0.03
 MORE = 4
 """Handles or threads: pools are filled as they are needed, and a sample may meet a save in the one tenth and not in the
