@@ -10,7 +10,7 @@ SHORT = {
     "a-adamw-seeds": "the same with AdamW",
     "a-muon-124m": "No validation loss of JAX and PyTorch is over 0.003 nats apart: Muon, 124M, 200 steps, one pair",
     "a-adamw-124m": "the same with AdamW, 300 steps",
-    "a-adamw-itself": "PyTorch parts from itself by over 0.003 nats too, from weights an ulp away: AdamW, 124M, one run",
+    "a-adamw-itself": "PyTorch parts from itself by over 0.003 too, from weights an ulp away: AdamW, 124M, one run",
     "b-jax": "Muon after 200 steps is at AdamW's loss after 300: JAX, 124M, one run each",
     "b-torch": "the same in PyTorch",
     "c-hidden": "Muon keeps half of AdamW's state: hidden matrices",
