@@ -34,6 +34,8 @@ from jaxgpt.shards import write_shard
 
 TRAINERS = ("jaxgpt", "torch_ref", "published")
 _LAST_WORDS = 1500
+_GRACE_S = 40.0
+"""Longer than torchrun gives its workers."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,7 @@ def shards(data: str | None, val_data: str | None, folder: Path, recipe: Recipe,
 
 
 def run(each: Entry, plan: Plan, alternation: int, devices: int, limit_s: float) -> TimedRun | FailedRun:
-    """Run a trainer once, in a process of its own that ends within `limit_s` seconds, and read what it did.
+    """Run a trainer once, in a process of its own that is ended after `limit_s` seconds, and read what it did.
 
     The compilers' caches lie in `plan.work`, one for each entry and number of devices: the first run finds it empty.
     """
@@ -249,12 +251,25 @@ def _finish(
         except subprocess.TimeoutExpired:
             code = None
         finally:
-            if process.poll() is None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+            end(process)
         said.seek(0)
         return code, said.read()
+
+
+def end(process: subprocess.Popen) -> None:
+    """End a process that was started in a session of its own, and all that it started.
+
+    torchrun gives each of its workers a session too, so only it can end them: it does when it is asked to end, within
+    30 s where they don't follow (`torch.distributed.elastic.multiprocessing.api.PContext.close`).
+    """
+    if process.poll() is not None:
+        return
+    with contextlib.suppress(subprocess.TimeoutExpired, ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(_GRACE_S)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)  # who didn't follow
+    process.wait()
 
 
 def _read_metrics(run: Path, step_tokens: int) -> dict:

@@ -160,12 +160,13 @@ def _in_turns(trainer, words: str, name: str, steps: int) -> tuple[np.ndarray, n
     os.kill(pace[0], signal.SIGSTOP)
     stood_at = _last_step(files[1])
     _until(files[0], 0.9 * steps - EVERY, whole[0])
-    _take_turns(whole[0], pace[0], lambda: False)
+    _take_turns(whole[0], pace[0], lambda: _last_step(files[0]) > steps - EVERY)
+    went_to = _last_step(files[1])
     for ended in (_end(*whole), _end(*pace)):
         assert ended.code == 0, ended.stderr
     paced = np.loadtxt(files[1])
-    before = paced[:, 0] <= stood_at
-    return np.loadtxt(files[0]), paced[before], paced[~before]
+    first, alone = paced[:, 0] <= stood_at, paced[:, 0] > went_to
+    return np.loadtxt(files[0]), paced[first], paced[~first & ~alone]
 
 
 def _take_turns(child: int, pacemaker: int, done: Callable[[], bool]) -> None:

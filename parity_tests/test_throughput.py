@@ -236,14 +236,39 @@ def test_no_run_begins_that_would_last_beyond_the_budget(stand_in, capsys):
 def test_a_run_that_takes_too_long_is_ended_with_all_that_it_started(tmp_path):
     slow = ["sh", "-c", "sleep 60 & echo $! > child; wait"]
     code, _ = trainer_runs._finish(slow, tmp_path, tmp_path / "said", {"PATH": "/usr/bin:/bin"}, 1)
-    child = Path(f"/proc/{(tmp_path / 'child').read_text().strip()}/stat")
-    gone = lambda: not child.exists() or child.read_text().split()[2] == "Z"  # noqa: E731
-    for _ in range(100):  # a killed process is dead a moment after the signal
-        if gone():
-            break
-        time.sleep(0.1)
     assert code is None
-    assert gone()
+    assert_ends(int((tmp_path / "child").read_text()))
+
+
+def test_torchruns_workers_are_ended_too(tmp_path):
+    """They are in sessions of their own, which a signal to torchrun's doesn't reach."""
+    program = tmp_path / "worker.py"
+    program.write_text(f"import os, time\nopen(f'{tmp_path}/{{os.getpid()}}.worker', 'x')\ntime.sleep(120)\n")
+    words = ["-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", "2"]
+    started = subprocess.Popen([sys.executable, *words, str(program)], start_new_session=True)
+    try:
+        for _ in range(600):
+            if len(workers := [int(file.stem) for file in tmp_path.glob("*.worker")]) == 2:
+                break
+            time.sleep(0.1)
+        assert len(workers) == 2
+    finally:
+        trainer_runs.end(started)
+    for worker in workers:
+        assert_ends(worker)
+
+
+def assert_ends(process: int) -> None:
+    """In a while: a killed process is dead a moment after the signal."""
+    stat = Path(f"/proc/{process}/stat")
+    for _ in range(100):
+        try:
+            if stat.read_text().split()[2] == "Z":
+                return
+        except OSError:
+            return
+        time.sleep(0.1)
+    pytest.fail(f"process {process} runs on")
 
 
 def test_what_a_run_said_comes_with_its_exit_code(tmp_path):
