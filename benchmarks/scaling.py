@@ -79,7 +79,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def joined(files: tuple[Path, ...]) -> dict:
-    """The results of several files as one.
+    """The results of several files as one. What failed in one of them and ran in another hasn't failed.
 
     Raises:
       BadInput: they are of different cards, or leave out different numbers of first steps.
@@ -89,8 +89,13 @@ def joined(files: tuple[Path, ...]) -> dict:
         if len(values := {str(each.get(name)) for each in found}) > 1:
             raise BadInput(f"--table: these files have different {name}s, {', '.join(sorted(values))}")
     dates = " and ".join(dict.fromkeys(str(each.get("date")) for each in found))
-    lists = {name: [run for each in found for run in each.get(name, [])] for name in ("runs", "failed")}
-    return found[0] | lists | {"date": dates}
+    runs = [run for each in found for run in each.get("runs", [])]
+    ran = [{(run["trainer"], run["devices"]) for run in each.get("runs", [])} for each in found]
+    failed = []
+    for at, each in enumerate(found):
+        elsewhere = set().union(*ran[:at], *ran[at + 1 :])
+        failed += [run for run in each.get("failed", []) if (run["trainer"], run["devices"]) not in elsewhere]
+    return found[0] | {"runs": runs, "failed": failed, "date": dates}
 
 
 def rows(results: dict) -> list[Row]:

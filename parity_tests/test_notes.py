@@ -91,24 +91,41 @@ def test_no_case_of_growth_is_missing():
     assert {key(case) for case in there["cases"]} == {key(case) for case in wanted}
 
 
-def scaled() -> dict:
-    """The measurements of one, two and four GPUs."""
-    return scaling.joined(tuple(RESULTS / "scaling-h100" / f"{n}.json" for n in (1, 2, 4)))
+SCALED = {
+    "scaling-h100": ("1", "2", "4"),
+    "scaling-h100-2": ("1", "2", "2-distributed", "4", "4-distributed"),
+}
+"""Folder -> its files of one, two and four GPUs."""
 
 
-def test_several_gpus_take_what_was_measured():
-    lines = [line for line in scaling.table(scaled()).splitlines() if line.startswith("|")]
+def scaled(folder: str) -> dict:
+    """Their measurements."""
+    return scaling.joined(tuple(RESULTS / folder / f"{name}.json" for name in SCALED[folder]))
+
+
+@pytest.mark.parametrize("folder", SCALED)
+def test_several_gpus_take_what_was_measured(folder):
+    lines = [line for line in scaling.table(scaled(folder)).splitlines() if line.startswith("|")]
     assert "\n".join(lines) in NOTES
 
 
-def test_several_gpus_side_by_side_are_the_measured_ones():
-    of = {(row.trainer, row.devices): row for row in scaling.rows(scaled())}
+@pytest.mark.parametrize("folder", SCALED)
+def test_several_gpus_side_by_side_are_the_measured_ones(folder):
+    of = {(row.trainer, row.devices): row for row in scaling.rows(scaled(folder))}
     ours = {n: of["jaxgpt", n] for n in (1, 2, 4)}
     times = lambda other, n: f"{of[other, n].step_ms / ours[n].step_ms:.3f}"  # noqa: E731
     assert f"jaxgpt keeps {ours[4].efficiency:.1%} of four times one card's speed" in LINES
     assert f"is {times('torch_ref', 4)} times as fast as torch_ref as it is" in LINES
     assert f"{times('torch_ref --optimizer.distributed', 4)} times as fast as torch_ref with Muon dealt out" in LINES
     assert f"on two {times('torch_ref', 2)} times torch_ref" in LINES
+    apart = [f"{max(of[name, n].loss_apart for n in (2, 4)):.1e}" for name in ("jaxgpt", "torch_ref")]
+    assert "at most {} apart (torch_ref {})".format(*(each.replace("e-0", "e-") for each in apart)) in LINES
+
+
+def test_dealt_out_newton_schulz_takes_what_was_measured():
+    of = {row.devices: row for row in scaling.rows(scaled("scaling-h100-2")) if row.trainer.endswith("distributed")}
+    shares = [f"{of[n].newton_schulz:.1%}" for n in (2, 4)]
+    assert "Newton-Schulz takes {} of torch_ref's step on two and {} on four".format(*shares) in LINES
 
 
 def test_the_share_of_exchanges_that_is_covered_is_the_profiled_one():

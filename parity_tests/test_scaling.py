@@ -53,6 +53,16 @@ def test_files_given_together_make_one_table(results, tmp_path, capsys):
     assert "90.9%" in next(line for line in said.splitlines() if line.startswith("| jaxgpt | 2"))
 
 
+def test_what_failed_in_one_file_and_ran_in_another_is_measured(results, tmp_path):
+    failed = [{"trainer": "jaxgpt", "devices": n, "alternation": 1} for n in (1, 4)]
+    (tmp_path / "a.json").write_text(json.dumps(results | {"runs": [], "failed": failed}))
+    (tmp_path / "b.json").write_text(json.dumps(results))
+    (tmp_path / "c.json").write_text(json.dumps(results | {"failed": failed}))
+    missing = lambda *files: [run["devices"] for run in scaling.joined(files)["failed"]]  # noqa: E731
+    assert missing(tmp_path / "a.json", tmp_path / "b.json") == [4]
+    assert missing(tmp_path / "c.json") == [1, 4]
+
+
 def test_files_of_different_cards_make_none(results, tmp_path, capsys):
     for n in (1, 2):
         (tmp_path / f"{n}.json").write_text(json.dumps(results | {"card": f"card {n}"}))
