@@ -43,15 +43,15 @@ class Evidence:
             raise NotThere(f"not run yet: {', '.join(missing[:3])}{more}")
         return [self._run(name) for name in names]
 
-    def yardstick(self) -> Run:
+    def yardstick(self, name: str = claim_ulp.NAME) -> Run:
         """The run of `benchmarks.claim_ulp`, of any length, but otherwise as the one that it stands beside.
 
         Raises:
           NotThere: it isn't there, or differs from that one in more than its initial weights and length.
         """
-        folder, beside = self.results / claim_ulp.FOLDER / claim_ulp.NAME, self.results / "runs" / claim_ulp.OF
+        folder, beside = self.results / claim_ulp.FOLDER / name, self.results / "runs" / claim_ulp.OF
         if not folder.is_dir():
-            raise NotThere(f"not run yet: {claim_ulp.NAME}")
+            raise NotThere(f"not run yet: {name}")
         try:
             run, other = load_run(folder), load_run(beside)
         except BadInput as error:

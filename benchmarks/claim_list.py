@@ -95,7 +95,7 @@ CLAIMS = [
         f"PyTorch parts from itself by more than {MARGIN} nats too: a validation loss of the same run, AdamW at 124M, "
         "from weights a unit in the last place away",
         "nats, largest difference",
-        f"python -m benchmarks.claim_ulp results {_DATA} --stop-at 150 && python -m benchmarks.claim_weights results",
+        f"python -m benchmarks.claim_ulp results {_DATA} && python -m benchmarks.claim_weights results",
         verdicts.parts_from_itself,
     ),
     _fewer_steps("jax", "JAX"),

@@ -32,6 +32,8 @@ from jaxgpt.statefile import sort_metadata
 _PROG = "python -m benchmarks.claim_ulp"
 OF = f"124m-adamw-{ADAMW_STEPS}-torch"
 NAME = "124m-adamw-ulp-torch"
+EARLIER = f"{NAME}-earlier"
+"""Another run from the same moved weights, which a user put there; the claim says how far the two part."""
 START = "124m-seed0-ulp"
 """The name of the moved weights, in weights.json too."""
 FOLDER = "yardsticks"
@@ -60,7 +62,7 @@ def main(argv: list[str] | None = None) -> None:
     if not beside.is_dir():
         raise BadInput(f"{beside}: no such run; train it with python -m benchmarks.claim_runs --only {OF}")
     if kept.exists():
-        raise BadInput(f"{kept} is there: move it away to train it again")
+        raise BadInput(f"{kept} is there: move it away, or to {EARLIER} beside it, to train it again")
     if flags.stop_at is not None and not 1 <= flags.stop_at <= ADAMW_STEPS:
         raise BadInput(f"--stop-at {flags.stop_at}: give 1 to {ADAMW_STEPS} steps")
     for flag, pattern in (("--data", flags.data), ("--val-data", flags.val_data)):

@@ -91,10 +91,7 @@ def parts_from_itself(evidence: Evidence) -> Finding:
     """Whether PyTorch parts from itself by more than the margin, from weights an ulp away (`benchmarks.claim_ulp`)."""
     jax, torch = evidence.runs(*(f"124m-adamw-{ADAMW_STEPS}-{framework}" for framework in TRAINERS))
     _same_start(evidence, jax, torch)
-    moved = evidence.yardstick()
-    _same_text(torch, moved)
-    if moved.config.get("init_sha256") not in _known(evidence).get(claim_ulp.START, []):
-        raise NotThere(f"{moved.name} isn't known to have started from weights a unit in the last place away")
+    moved = _moved(evidence, torch, claim_ulp.NAME)
     last = int(moved.val.step[-1]) if len(moved.val) else 0
     if not last:
         raise NotThere(f"{moved.name} has no validation after its start")
@@ -110,11 +107,41 @@ def parts_from_itself(evidence: Evidence) -> Finding:
         f"JAX from PyTorch, from the same weights, {_each(across)}; JAX from PyTorch from the moved weights "
         f"{_each(other)}. Training losses, at most: PyTorch from itself {_widest(of_training[0])}, JAX from PyTorch "
         f"{_widest(of_training[1])}. One run: it shows how far this recipe's losses move though no program was "
-        "changed, not that nothing else parts JAX from PyTorch, and nothing of other seeds or later steps. Two runs "
-        "from the same weights part on a GPU too, which it doesn't tell from the move. Declared after the run was seen,"
-        f" with the others' margin, {MARGIN}"
+        "changed, not that nothing else parts JAX from PyTorch, and nothing of other seeds. "
+        f"{_beside_the_earlier(evidence, torch, moved)}, with the others' margin, {MARGIN}"
     )
     return Finding("verified" if figure > MARGIN else "refuted", seen, figure)
+
+
+def _beside_the_earlier(evidence: Evidence, torch: Run, moved: Run) -> str:
+    """What the run of `claim_ulp.EARLIER` adds, where it is there; up to when the claim was declared."""
+    try:
+        earlier = _moved(evidence, torch, claim_ulp.EARLIER)
+    except NotThere:
+        return (
+            "Two runs from the same weights part on a GPU too, which it doesn't tell from the move. Declared after "
+            "such a run was seen"
+        )
+    again = [difference(getattr(moved, kind), getattr(earlier, kind)) for kind in ("val", "train")]
+    steps = ", ".join(str(step) for step in again[0].step[1:])
+    return (
+        f"An earlier run from the same moved weights is {_each(again[0])} from it at steps {steps}, in training "
+        f"{_widest(again[1])} at most: a GPU parts runs of one program from one start by that much. Declared after the "
+        "earlier run was seen and before this one was"
+    )
+
+
+def _moved(evidence: Evidence, torch: Run, name: str) -> Run:
+    """A yardstick that is known to have started from the moved weights, and had that run's text.
+
+    Raises:
+      NotThere: there is none.
+    """
+    run = evidence.yardstick(name)
+    _same_text(torch, run)
+    if run.config.get("init_sha256") not in _known(evidence).get(claim_ulp.START, []):
+        raise NotThere(f"{name} isn't known to have started from weights a unit in the last place away")
+    return run
 
 
 def fewer_steps(evidence: Evidence, framework: str) -> Finding:

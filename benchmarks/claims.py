@@ -41,8 +41,7 @@ _CAPTIONS = {
         "name (Muon's two lie on each other), and with its own schedule: where Muon's ends, AdamW's goes on"
     ),
     "124m-adamw.png": (
-        "AdamW at 124M in both frameworks, and (ulp) in PyTorch again from weights a unit in the last place away, "
-        "which was ended at half the steps"
+        "AdamW at 124M in both frameworks, and (ulp) in PyTorch again from weights a unit in the last place away"
     ),
     "124m-muon.png": "Muon at 124M in both frameworks",
     "20m.png": "19M parameters in JAX, seed 0: AdamW, Muon, SOAP and Shampoo, each with its published settings",

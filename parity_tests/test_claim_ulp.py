@@ -152,7 +152,7 @@ def test_a_yardstick_that_is_there_is_left_as_it_is(results, capsys):
     run(results)
     with pytest.raises(SystemExit) as end:
         run(results)
-    assert (end.value.code, "move it away to train it again" in capsys.readouterr().err) == (2, True)
+    assert (end.value.code, f"move it away, or to {claim_ulp.EARLIER}" in capsys.readouterr().err) == (2, True)
 
 
 def test_without_the_run_beside_it_there_is_no_yardstick(results, capsys):

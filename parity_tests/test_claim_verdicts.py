@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.claim_list import CLAIMS
 from benchmarks.claim_plan import SEEDS
-from benchmarks.claim_ulp import NAME, START
+from benchmarks.claim_ulp import EARLIER, NAME, START
 from parity_tests.made_up_runs import LARGE, empty, entry, made, seeds, verdict
 from parity_tests.programs import ROOT
 
@@ -153,6 +153,21 @@ def test_of_the_frameworks_only_the_steps_that_the_moved_run_has_are_compared(re
     moved(results, 100, 4.43, torch=4.46)
     said = entry(results, "a-adamw-itself")["seen"]
     assert "PyTorch from itself 0.0050, 0.0100; JAX from PyTorch, from the same weights, 0.0100, 0.0200; JAX" in said
+
+
+def test_an_earlier_run_from_the_moved_weights_is_told_beside_the_later_one(results):
+    moved(results, 300, 4.41)
+    alone = entry(results, "a-adamw-itself")
+    yardsticks = results / "yardsticks"
+    shutil.copytree(yardsticks / NAME, yardsticks / EARLIER)
+    lines = [json.loads(line) for line in (yardsticks / EARLIER / "metrics.jsonl").read_text().splitlines()]
+    shifted = [line | ({"val_loss": line["val_loss"] + 0.007} if line.get("val_loss") else {}) for line in lines[:-1]]
+    (yardsticks / EARLIER / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in shifted))
+    found = entry(results, "a-adamw-itself")
+    assert "is 0.0070" in found["seen"]
+    assert "An earlier run" not in alone["seen"]
+    assert (found["verdict"], found["figure"]) == (alone["verdict"], alone["figure"])
+    assert len(found["runs"]) == len(alone["runs"]) + 2
 
 
 def test_a_moved_run_is_named_where_it_is_missing(results):
