@@ -128,8 +128,9 @@ def test_dealt_out_newton_schulz_takes_what_was_measured():
     assert "Newton-Schulz takes {} of torch_ref's step on two and {} on four".format(*shares) in LINES
 
 
-def test_the_share_of_exchanges_that_is_covered_is_the_profiled_one():
-    (run,) = json.loads((RESULTS / "scaling-h100" / "breakdown.json").read_text(encoding="utf-8"))["runs"]
+@pytest.mark.parametrize("folder", SCALED)
+def test_the_share_of_exchanges_that_is_covered_is_the_profiled_one(folder):
+    (run,) = json.loads((RESULTS / folder / "breakdown.json").read_text(encoding="utf-8"))["runs"]
     took, covered = run["kinds"]["collectives"], run["overlapped"]
     says = f"exchanges take {took:.2f} ms of a step, and other kernels run during {covered:.2f} of them"
     assert f"{says}, {covered / took:.0%}" in LINES

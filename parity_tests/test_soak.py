@@ -7,8 +7,9 @@ import sys
 import numpy as np
 import pytest
 
+from parity_tests import soak
 from parity_tests.programs import TRAINERS
-from parity_tests.soak import EVERY, Runs, find
+from parity_tests.soak import EVERY, Runs, Turns, find
 
 STEPS = np.arange(10.0, 20_001, 10)
 
@@ -38,7 +39,8 @@ def runs(pace: float = 0, load: float = 1, leak: float = 0, left: float = 0, **g
     tenth = samples(STEPS[: len(STEPS) // 10]) * [1, 1, 1, 1, 1 + pace]
     whole = samples(leak=leak, slower=(load * (1 + grown.pop("slower", 0)) - 1), **grown)
     unsaved = samples(leak=leak, saves=10**6)
-    return Runs(whole, tenth, tenth * [1, 1, 1, 1, load], unsaved, samples(leak=leak, left=left, saves=50), 50)
+    turns = Turns(whole, tenth, tenth * [1, 1, 1, 1, load])
+    return Runs([turns], unsaved, samples(leak=leak, left=left, saves=50), 50)
 
 
 def test_a_run_in_which_nothing_grows_is_found_to_be_one():
@@ -63,12 +65,32 @@ def test_what_grows_is_found(grown, what):
 
 @pytest.mark.parametrize("same", [{"load": 1.5}, {"pace": 0.2}, {"load": 0.7, "pace": -0.2}])
 def test_load_on_the_machine_and_a_slow_pacemaker_are_no_slowdown(same):
-    assert abs(find("torch_ref.train", runs(**same)).slowdown) < 0.01
+    assert abs(find("torch_ref.train", runs(**same)).slowdowns[0]) < 0.01
 
 
 @pytest.mark.parametrize("load", [0.7, 1, 1.5])
 def test_a_slowdown_is_found_under_any_load(load):
-    assert find("torch_ref.train", runs(slower=0.05, load=load)).slowdown == pytest.approx(0.05 * 9 / 8, abs=0.01)
+    (slowdown,) = find("torch_ref.train", runs(slower=0.05, load=load)).slowdowns
+    assert slowdown == pytest.approx(0.05 * 9 / 8, abs=0.01)
+
+
+@pytest.mark.parametrize(("slower", "grows"), [((0.05, 0, 0.0), []), ((0.05, 0, 0.04), ["time of a step"])])
+def test_of_three_timed_runs_the_median_is_judged(slower, grows):
+    timed = [runs(slower=each).timed[0] for each in slower]
+    assert find("torch_ref.train", runs()._replace(timed=timed)).grows == grows
+
+
+@pytest.mark.parametrize(("slower", "times"), [(0.0, 1), (0.05, 3)])
+def test_a_run_that_seems_slower_is_timed_twice_more(monkeypatch, slower, times):
+    names = []
+
+    def in_turns(trainer, words, name, steps):
+        names.append(name)
+        return runs(slower=slower).timed[0]
+
+    monkeypatch.setattr(soak, "_in_turns", in_turns)
+    monkeypatch.setattr(soak, "_alone", lambda trainer, words, name: samples())
+    assert len(soak.soak("torch_ref.train", 20_000).timed) == times == len(set(names))
 
 
 def test_the_interval_holds_the_leak():
