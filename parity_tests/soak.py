@@ -56,9 +56,9 @@ LARGEST_SLOPE = 50.0
 LARGEST_OF_A_SAVE = {"torch_ref.train": 5e3, "jaxgpt.train": 100e3}
 """Bytes a checkpoint that its interval must stay below."""
 LARGEST_SLOWDOWN = 0.03
-"""One run tells it to some 2%: nine of JAX on two cores that had little else to do gave -2.3, -0.8, 0.3, 1.8, 1.9, 2.0, 2.0,
-2.1 and 3.0%, two of torch 0.0 and 0.9; three of JAX without checkpoints -3.4, -0.6 and 4.2. Python does no more at the
-end: 312 calls and returns a step (`sys.setprofile`) in both tenths."""
+"""One run tells it to some 2%: nine of JAX on two cores that had little else to do gave -2.3, -0.8, 0.3, 1.8, 1.9, 2.0,
+2.0, 2.1 and 3.0%, two of torch 0.0 and 0.9; three of JAX without checkpoints -3.4, -0.6 and 4.2. Python does no more at
+the end: 312 calls and returns a step (`sys.setprofile`) in both tenths."""
 AGAIN = 4
 """Further runs where the first seems slower."""
 MORE = 4
