@@ -62,8 +62,8 @@ class Measured:
     gemm_size: int = 8192
     """Of the products that give the card's peak; 0 measures none."""
     budget: float = 570.0
-    """Seconds that all may take; no run is begun that would last longer by what runs before it took. One that does is told
-    to end, which may take 40 s more."""
+    """Seconds that all may take; no run is begun that would last longer by what runs before it took. One that does is
+    told to end, which may take 40 s more."""
     out: Path | None = None
     """The JSON file to write, which must not exist."""
     table: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FILE ...")] = ()
