@@ -169,13 +169,16 @@ def files_stay_small(trainer) -> None:
 
 
 def disk_fills_up(trainer) -> None:
-    """Another program takes all that is free on the run's disk when the run has logged step 6."""
+    """Another program takes all that is free on the run's disk when the run has logged step 6, and from then on.
+
+    A save that finds no room deletes what it had written, and that would be room again.
+    """
     train = trainer.RunLog.train
 
     def logged(self, at: int, *metrics) -> None:
         train(self, at, *metrics)
-        if at == 6:
-            with contextlib.suppress(OSError), open(self.folder.parent / "filler", "wb", buffering=0) as filler:
+        if at >= 6:
+            with contextlib.suppress(OSError), open(self.folder.parent / "filler", "ab", buffering=0) as filler:
                 while filler.write(b"x" * 4096):
                     pass
 
