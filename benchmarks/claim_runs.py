@@ -25,7 +25,7 @@ import tyro
 
 from benchmarks.claim_plan import ClaimRun, declared, plan, weights
 from benchmarks.gpu_slots import starts
-from benchmarks.trainer_runs import python_path
+from benchmarks.trainer_runs import end_all, python_path
 from jaxgpt.commands import parse
 from jaxgpt.curves import load_run
 from jaxgpt.errors import BadInput, exit_codes
@@ -154,7 +154,7 @@ def train(runs: Sequence[ClaimRun], starting: dict[str, tuple[str, ...]], flags:
         except KeyboardInterrupt:
             _say("interrupted: what runs saves its state")
         finally:
-            _stop([*(each.process for each in running), *making.values()])
+            end_all([*(each.process for each in running), *making.values()], _GRACE_S)
             _collect(running, came, flags.out)
     for name, why in came.failed.items():
         print(f"{name} {why}", file=sys.stderr)
@@ -303,20 +303,6 @@ def keep(folder: Path, kept: Path) -> None:
         shutil.copyfile(folder / name, new / name)
     new.rename(kept)
     shutil.rmtree(folder)
-
-
-def _stop(processes: Sequence[subprocess.Popen]) -> None:
-    """Ask what still runs to end, which saves its state, and end it where it doesn't."""
-    alive = [process for process in processes if process.poll() is None]
-    for process in alive:
-        process.terminate()
-    end = time.monotonic() + _GRACE_S
-    for process in alive:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(max(end - time.monotonic(), 0.1))
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # what it started too: compilers' workers
-        process.wait()
 
 
 @contextlib.contextmanager

@@ -100,14 +100,16 @@ def parts_from_itself(evidence: Evidence) -> Finding:
     )
     of_training = difference(torch.train, moved.train), _until(difference(jax.train, torch.train), last)
     figure = float(np.abs(itself.loss).max())
-    ended = "" if last == ADAMW_STEPS else f" of {ADAMW_STEPS}, where that run was ended"
+    ended = later = ""
+    if last < ADAMW_STEPS:
+        ended, later = f" of {ADAMW_STEPS}, where that run was ended", " or later steps"
     steps = ", ".join(str(step) for step in itself.step[1:])
     seen = (
         f"up to step {last}{ended}. Apart, validation losses of steps {steps}: PyTorch from itself {_each(itself)}; "
         f"JAX from PyTorch, from the same weights, {_each(across)}; JAX from PyTorch from the moved weights "
         f"{_each(other)}. Training losses, at most: PyTorch from itself {_widest(of_training[0])}, JAX from PyTorch "
         f"{_widest(of_training[1])}. One run: it shows how far this recipe's losses move though no program was "
-        "changed, not that nothing else parts JAX from PyTorch, and nothing of other seeds. "
+        f"changed, not that nothing else parts JAX from PyTorch, and nothing of other seeds{later}. "
         f"{_beside_the_earlier(evidence, torch, moved)}, with the others' margin, {MARGIN}"
     )
     return Finding("verified" if figure > MARGIN else "refuted", seen, figure)
@@ -115,13 +117,12 @@ def parts_from_itself(evidence: Evidence) -> Finding:
 
 def _beside_the_earlier(evidence: Evidence, torch: Run, moved: Run) -> str:
     """What the run of `claim_ulp.EARLIER` adds, where it is there; up to when the claim was declared."""
-    try:
-        earlier = _moved(evidence, torch, claim_ulp.EARLIER)
-    except NotThere:
+    if not (evidence.results / claim_ulp.FOLDER / claim_ulp.EARLIER).is_dir():
         return (
             "Two runs from the same weights part on a GPU too, which it doesn't tell from the move. Declared after "
             "such a run was seen"
         )
+    earlier = _moved(evidence, torch, claim_ulp.EARLIER)
     again = [difference(getattr(moved, kind), getattr(earlier, kind)) for kind in ("val", "train")]
     steps = ", ".join(str(step) for step in again[0].step[1:])
     return (

@@ -251,25 +251,28 @@ def _finish(
         except subprocess.TimeoutExpired:
             code = None
         finally:
-            end(process)
+            end_all([process], _GRACE_S)
         said.seek(0)
         return code, said.read()
 
 
-def end(process: subprocess.Popen) -> None:
-    """End a process that was started in a session of its own, and all that it started.
+def end_all(processes: Sequence[subprocess.Popen], grace_s: float) -> None:
+    """End those of the processes that run, each started in a session of its own, with all that they started.
 
-    torchrun gives each of its workers a session too, so only it can end them: it does when it is asked to end, within
-    30 s where they don't follow (`torch.distributed.elastic.multiprocessing.api.PContext.close`).
+    They are asked first, and killed where they haven't followed in `grace_s` seconds. A trainer saves its state then.
+    torchrun gives each of its workers a session too, so only it can end them, which takes it up to 30 s
+    (`torch.distributed.elastic.multiprocessing.api.PContext.close`).
     """
-    if process.poll() is not None:
-        return
-    with contextlib.suppress(subprocess.TimeoutExpired, ProcessLookupError):
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(_GRACE_S)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)  # who didn't follow
-    process.wait()
+    alive = [process for process in processes if process.poll() is None]
+    for process in alive:
+        process.terminate()
+    end = time.monotonic() + grace_s
+    for process in alive:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(max(end - time.monotonic(), 0.1))
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # what it started too: compilers' workers
+        process.wait()
 
 
 def _read_metrics(run: Path, step_tokens: int) -> dict:

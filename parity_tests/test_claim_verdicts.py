@@ -147,6 +147,7 @@ def test_pytorch_parts_from_itself_by_more_than_the_margin_or_not(results, until
     found = entry(results, "a-adamw-itself")
     assert (found["verdict"], found["figure"]) == (wanted, pytest.approx(apart * until / 300))
     assert (f"up to step {until}" in found["seen"], "where that run was ended" in found["seen"]) == (True, until < 300)
+    assert ("other seeds or later steps" in found["seen"]) == (until < 300)
 
 
 def test_of_the_frameworks_only_the_steps_that_the_moved_run_has_are_compared(results):
@@ -168,6 +169,15 @@ def test_an_earlier_run_from_the_moved_weights_is_told_beside_the_later_one(resu
     assert "An earlier run" not in alone["seen"]
     assert (found["verdict"], found["figure"]) == (alone["verdict"], alone["figure"])
     assert len(found["runs"]) == len(alone["runs"]) + 2
+
+
+def test_an_earlier_run_from_other_weights_is_named(results):
+    moved(results, 300, 4.41)
+    yardsticks = results / "yardsticks"
+    made(results, "124m-adamw-300-torch", 4.41, folder=yardsticks / EARLIER, start="not moved")
+    found = entry(results, "a-adamw-itself")
+    said = f"{EARLIER} isn't known to have started from weights a unit in the last place away"
+    assert (found["verdict"], found["seen"]) == ("not testable", said)
 
 
 def test_a_moved_run_is_named_where_it_is_missing(results):

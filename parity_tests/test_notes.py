@@ -136,6 +136,17 @@ def test_the_share_of_exchanges_that_is_covered_is_the_profiled_one(folder):
     assert f"{says}, {covered / took:.0%}" in LINES
 
 
+def test_the_second_machines_step_is_longer_by_what_was_measured():
+    uncovered, step = [], []
+    for folder in SCALED:
+        (run,) = json.loads((RESULTS / folder / "breakdown.json").read_text(encoding="utf-8"))["runs"]
+        uncovered.append(run["kinds"]["collectives"] - run["overlapped"])
+        (four,) = [row for row in scaling.rows(scaled(folder)) if (row.trainer, row.devices) == ("jaxgpt", 4)]
+        step.append(four.step_ms)
+    more, longer = (f"{second - first:.1f} ms" for first, second in (uncovered, step))
+    assert f"so {more} more aren't covered, where the step is {longer} longer" in LINES
+
+
 def test_what_pinned_rounding_costs_is_what_was_measured():
     said = " ".join((ROOT / "docs" / "ladder.md").read_text(encoding="utf-8").split())
     for file in ("rounding-cpu/throughput.json", "throughput-h100/pinned.json"):

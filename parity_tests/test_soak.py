@@ -9,7 +9,7 @@ import pytest
 
 from parity_tests import soak
 from parity_tests.programs import TRAINERS
-from parity_tests.soak import EVERY, Runs, Turns, find
+from parity_tests.soak import EVERY, Runs, Turns, find, of_turns
 
 STEPS = np.arange(10.0, 20_001, 10)
 
@@ -66,6 +66,11 @@ def test_what_grows_is_found(grown, what):
 @pytest.mark.parametrize("same", [{"load": 1.5}, {"pace": 0.2}, {"load": 0.7, "pace": -0.2}])
 def test_load_on_the_machine_and_a_slow_pacemaker_are_no_slowdown(same):
     assert abs(find("torch_ref.train", runs(**same)).slowdowns[0]) < 0.01
+
+
+def test_what_a_pacemaker_does_alone_is_not_of_its_turns():
+    first, later = of_turns(samples(STEPS[:500]), 2000, 4000)
+    assert [(rows[0, 0], rows[-1, 0]) for rows in (first, later)] == [(10, 2000), (2010, 4000)]
 
 
 @pytest.mark.parametrize("load", [0.7, 1, 1.5])

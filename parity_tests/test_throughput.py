@@ -240,6 +240,17 @@ def test_a_run_that_takes_too_long_is_ended_with_all_that_it_started(tmp_path):
     assert_ends(int((tmp_path / "child").read_text()))
 
 
+def test_who_does_not_follow_is_killed():
+    deaf = subprocess.Popen(
+        ["sh", "-c", "trap '' TERM; echo; sleep 60"], stdout=subprocess.PIPE, start_new_session=True
+    )
+    assert deaf.stdout is not None
+    deaf.stdout.readline()
+    trainer_runs.end_all([deaf], 0.2)
+    assert deaf.returncode == -9
+    deaf.stdout.close()
+
+
 def test_torchruns_workers_are_ended_too(tmp_path):
     """They are in sessions of their own, which a signal to torchrun's doesn't reach."""
     program = tmp_path / "worker.py"
@@ -253,7 +264,7 @@ def test_torchruns_workers_are_ended_too(tmp_path):
             time.sleep(0.1)
         assert len(workers) == 2
     finally:
-        trainer_runs.end(started)
+        trainer_runs.end_all([started], 40)
     for worker in workers:
         assert_ends(worker)
 
